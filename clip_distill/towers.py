@@ -1,0 +1,128 @@
+"""A tower on its own: what describes it, builds it, saves it and loads it.
+
+A `TowerSpec` is plain data (JSON), so that it can lie in a store's manifest, beside a student's weights, or in a
+checkpoint. Towers are open_clip's own classes, which is why they fit into an open_clip folder again (`export`).
+
+Shapes: B batch, L tokens, D embedding, S image side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from open_clip.model import _build_text_tower, _build_vision_tower
+from open_clip.transformer import TextTransformer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from clip_distill.files import read_json, write_json
+from clip_distill.registry import resolve
+
+Tower = Literal["image", "text"]
+TOWERS: tuple[Tower, Tower] = ("image", "text")
+SPEC_FILE, WEIGHTS_FILE = "tower.json", "tower.safetensors"
+
+
+@dataclass(frozen=True)
+class TowerSpec:
+    """Everything that builds one tower and feeds it.
+
+    Args:
+        tower: "image" or "text".
+        embed_dim: D, the width of the embedding.
+        cfg: open_clip's `vision_cfg` or `text_cfg`; keyword arguments of `builder` where there is one.
+        quick_gelu: OpenAI's approximate GELU. open_clip has one switch for both towers, so a student takes its teacher's.
+        preprocess: open_clip's `preprocess_cfg` (size, mean, std, interpolation, …) of an image tower.
+        tokenizer: What turns captions into a text tower's tokens; see `clip_distill.data.tokens.TokenizerSpec`.
+        builder: `module:Attr` of a function `(embed_dim, **cfg) -> nn.Module`, for towers that are not open_clip's.
+        teacher: Name, `weights_sha256` and configs of the teacher whose embedding space this is; empty for none.
+    """
+
+    tower: Tower
+    embed_dim: int
+    cfg: dict[str, Any]
+    quick_gelu: bool = False
+    preprocess: dict[str, Any] = field(default_factory=dict)
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+    builder: str | None = None
+    teacher: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """A new tower with random weights: images [B, 3, S, S] or tokens [B, L] → embeddings [B, D], not normalised."""
+        if self.builder is not None:
+            module: nn.Module = resolve(f"{self.tower} tower", {}, self.builder)(self.embed_dim, **self.cfg)
+            return module
+        if self.tower == "image":
+            return _build_vision_tower(self.embed_dim, dict(self.cfg), self.quick_gelu)
+        return cut_padding(_build_text_tower(self.embed_dim, dict(self.cfg), self.quick_gelu))
+
+    @property
+    def causal(self) -> bool:
+        """Whether a caption's embedding ignores what comes after its end, so that padding may be cut."""
+        return self.builder is None and "hf_model_name" not in self.cfg and not self.cfg.get("no_causal_mask", False)
+
+
+class CutTextTransformer(TextTransformer):
+    """open_clip's text tower that also takes batches shorter than its context, with the same embeddings.
+
+    open_clip 3.3 cuts the positions to the batch but not the causal mask, so a short batch fails there.
+    """
+
+    def _embeds(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, mask = super()._embeds(text)
+        if mask is not None and mask.ndim == 2:
+            mask = mask[: x.shape[1], : x.shape[1]]
+        return x, mask
+
+
+def cut_padding(tower: nn.Module) -> nn.Module:
+    """Let a causal open_clip text tower take batches cut to their longest caption; others are returned as they are."""
+    if type(tower) is TextTransformer and tower.attn_mask is not None:
+        tower.__class__ = CutTextTransformer  # same parameters and state dict; only the mask's slice is added
+    return tower
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def save_tower(folder: Path, spec: TowerSpec, module: nn.Module) -> None:
+    """Write `tower.safetensors`, then `tower.json`: a folder with the JSON is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{WEIGHTS_FILE}.tmp"
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    save_file(state, aside)
+    aside.replace(folder / WEIGHTS_FILE)
+    write_json(folder / SPEC_FILE, dataclasses.asdict(spec))
+
+
+def load_tower(folder: Path | str) -> tuple[TowerSpec, nn.Module]:
+    """Read what `save_tower` wrote, in eval mode. A run's folder is taken for the student in it.
+
+    Raises:
+        FileNotFoundError: There is no finished student in the folder.
+    """
+    folder = Path(folder)
+    if not (folder / SPEC_FILE).is_file() and (folder / "student" / SPEC_FILE).is_file():
+        folder = folder / "student"
+    if not (folder / SPEC_FILE).is_file():
+        raise FileNotFoundError(
+            f"{folder}: expected a student ({SPEC_FILE} and {WEIGHTS_FILE}, written when `clip-distill fit` ends), found "
+            + ("none of them" if folder.is_dir() else "no such folder")
+        )
+    spec = TowerSpec(**read_json(folder / SPEC_FILE))
+    module = spec.build()
+    module.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    return spec, module.eval()
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is a GPU, else MPS, else the CPU."""
+    if device != "auto":
+        return torch.device(device)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator if accelerator is not None else torch.device("cpu")
