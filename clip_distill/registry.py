@@ -41,7 +41,9 @@ def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not module_name.startswith(error.name):
             raise  # the module exists; something that it imports does not
-        raise ValueError(f"{kind} {name!r}: there is no module {module_name!r} on sys.path or in {os.getcwd()}") from error
+        raise ValueError(
+            f"{kind} {name!r}: there is no module {module_name!r} on sys.path or in {os.getcwd()}"
+        ) from error
     try:
         return getattr(module, attribute)
     except AttributeError as error:

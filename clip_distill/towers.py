@@ -9,6 +9,7 @@ Shapes: B batch, L tokens, D embedding, S image side.
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +35,8 @@ class TowerSpec:
     Args:
         tower: "image" or "text".
         embed_dim: D, the width of the embedding.
-        cfg: open_clip's `vision_cfg` or `text_cfg`; keyword arguments of `builder` where there is one.
+        cfg: open_clip's `vision_cfg` or `text_cfg`; keyword arguments of `builder` where there is one (`causal: true`
+            among them lets a text tower's padding be cut).
         quick_gelu: OpenAI's approximate GELU. open_clip has one switch for both towers, so a student takes its teacher's.
         preprocess: open_clip's `preprocess_cfg` (size, mean, std, interpolation, …) of an image tower.
         tokenizer: What turns captions into a text tower's tokens; see `clip_distill.data.tokens.TokenizerSpec`.
@@ -63,7 +65,12 @@ class TowerSpec:
     @property
     def causal(self) -> bool:
         """Whether a caption's embedding ignores what comes after its end, so that padding may be cut."""
-        return self.builder is None and "hf_model_name" not in self.cfg and not self.cfg.get("no_causal_mask", False)
+        if self.builder is not None:
+            return bool(self.cfg.get("causal", False))
+        if any(self.cfg.get(key) for key in ("hf_model_name", "no_causal_mask", "embed_cls")):
+            return False
+        pool = self.cfg.get("pool_type", "argmax")  # of token ids, so the padding's must not be the greatest
+        return bool(pool == "eos" or (pool == "argmax" and self.tokenizer.get("pad_id", 0) == 0))
 
 
 class CutTextTransformer(TextTransformer):
@@ -121,8 +128,11 @@ def load_tower(folder: Path | str) -> tuple[TowerSpec, nn.Module]:
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is a GPU, else MPS, else the CPU."""
+    """`auto` is this process's GPU where there is one (by LOCAL_RANK under torchrun), else MPS, else the CPU."""
     if device != "auto":
         return torch.device(device)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator if accelerator is not None else torch.device("cpu")
+    if accelerator is None:
+        return torch.device("cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device(accelerator.type, local_rank % torch.accelerator.device_count())

@@ -1,0 +1,6 @@
+"""Towers written for other programs: a table of writers, picked by `clip-distill export --format`."""
+
+from __future__ import annotations
+
+# `(folder, image tower, text tower, teacher) -> None`, each tower as (TowerSpec, nn.Module); checks what it wrote
+EXPORTS = {"open_clip": "clip_distill.export.open_clip:write"}

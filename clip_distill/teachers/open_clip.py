@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
-from open_clip.factory import _get_hf_config, parse_model_name
+from open_clip.factory import parse_model_name
+from safetensors import SafetensorError
 from torch import nn
 
+from clip_distill.data import hf_tokens
 from clip_distill.data.tokens import TokenizerSpec
+from clip_distill.hub import hub_or_cache
 from clip_distill.towers import Tower, TowerSpec, cut_padding
 
+CONFIG = "open_clip_config.json"
 # OpenAI's own names, as the first CLIP package and the original command line spell them
 OPENAI_NAMES = {
     "ViT-B/32": "ViT-B-32",
@@ -34,25 +39,25 @@ def load(name: str, tower: Tower) -> tuple[TowerSpec, nn.Module]:
     """Load one tower of `MODEL/WEIGHTS`, an OpenAI name, `local-dir:PATH` or `hf-hub:ORG/REPO`.
 
     Raises:
-        ValueError: The model or its weights are unknown, or the folder is not an open_clip folder.
+        ValueError: The model or its weights are unknown or can't be fetched, or the folder is not an open_clip folder.
+        ImportError: Its tokenizer or text tower needs the `transformers` package.
     """
     model_name, weights = split_name(name)
-    model_cfg = read_config(model_name, weights)
     try:
-        model = open_clip.create_model(
-            model_name,
-            pretrained=weights,
-            force_custom_text=True,  # one class, `.visual` and `.text`, for every architecture
-            force_quick_gelu=model_cfg["quick_gelu"],
-            require_pretrained=True,
-        )
-    except (RuntimeError, OSError) as error:
+        # a folder's text tower or tokenizer may still name one on the hub
+        with hub_or_cache() if needs_hub(model_name) else contextlib.nullcontext():
+            model_cfg = read_config(model_name, weights)
+            model = create(model_name, weights, model_cfg["quick_gelu"])
+            tokenizer = tokenizer_spec(model_name, model_cfg["text_cfg"])
+    except ImportError as error:
+        fix = "install it with: pip install 'clip-distill[transformers]'"
+        raise ImportError(f"teacher {name!r} needs {error.name or error}; {fix}") from error
+    except (RuntimeError, OSError, TypeError, KeyError, SafetensorError) as error:
         raise ValueError(
-            f"teacher {name!r}: open_clip could not load it: {error}\n"
+            f"teacher {name!r}: open_clip could not load it: {reason(error)}\n"
             "Expected MODEL/WEIGHTS (`clip-distill embed --help` has examples; open_clip.list_pretrained() lists all), "
             "local-dir:PATH or hf-hub:ORG/REPO. Without a network, download the folder elsewhere and use local-dir:."
         ) from error
-    model.eval()
     preprocess = jsonable(open_clip.get_model_preprocess_cfg(model))
     teacher = {
         "name": name,
@@ -61,7 +66,7 @@ def load(name: str, tower: Tower) -> tuple[TowerSpec, nn.Module]:
         "logit_scale": float(model.logit_scale.detach().exp()),
         "model_cfg": model_cfg,
         "preprocess": preprocess,
-        "tokenizer": tokenizer_spec(model_name, model_cfg["text_cfg"]).as_dict(),
+        "tokenizer": tokenizer.as_dict(),
     }
     spec = TowerSpec(
         tower=tower,
@@ -81,32 +86,58 @@ def split_name(name: str) -> tuple[str, str | None]:
         return name, None
     if name in OPENAI_NAMES:
         return OPENAI_NAMES[name], "openai"
-    model, slash, weights = name.rpartition("/")
-    if not slash:
-        known = open_clip.list_pretrained_tags_by_model(name)
-        hint = f"known weights of {name}: {', '.join(known)}" if known else "no open_clip model has this name"
+    model, _, weights = name.partition("/")  # weights may be a file's path
+    if not weights:
+        known = open_clip.list_pretrained_tags_by_model(model)
+        hint = f"known weights of {model}: {', '.join(known)}" if known else "no open_clip model has this name"
         raise ValueError(f"teacher {name!r}: expected MODEL/WEIGHTS, for instance ViT-B-32/openai; {hint}")
     return model, weights
 
 
-def read_config(model_name: str, weights: str | None) -> dict[str, Any]:
-    """The model's `model_cfg`, with `quick_gelu` always stated: some weights need it although the model's name does not say so."""
+def needs_hub(model_name: str) -> bool:
+    """Whether loading may ask the hub: all but folders whose text tower is open_clip's own."""
     schema, identifier = parse_model_name(model_name)
-    if schema == "local-dir":
-        path = Path(identifier) / "open_clip_config.json"
-        if not path.is_file():
-            raise ValueError(f"teacher {model_name!r}: expected an open_clip folder with {path.name}, found no {path}")
-        cfg = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
-    elif schema == "hf-hub":
-        cfg = _get_hf_config(identifier)["model_cfg"]
-    else:
-        cfg = open_clip.get_model_config(model_name)
-        if cfg is None:
-            raise ValueError(f"teacher {model_name!r}: no open_clip model has this name; open_clip.list_models() lists them")
+    config = Path(identifier) / CONFIG
+    return schema != "local-dir" or (config.is_file() and '"hf_model_name"' in config.read_text(encoding="utf-8"))
+
+
+def read_config(model_name: str, weights: str | None) -> dict[str, Any]:
+    """The model's `model_cfg`, with `quick_gelu` stated: some weights need it although the model's name does not say so."""
+    schema, identifier = parse_model_name(model_name)
+    if schema == "local-dir" and not (Path(identifier) / CONFIG).is_file():
+        raise ValueError(
+            f"teacher {model_name!r}: expected an open_clip folder with {CONFIG}, found none in {identifier}"
+        )
+    cfg = open_clip.get_model_config(model_name)
+    if cfg is None:
+        raise ValueError(
+            f"teacher {model_name!r}: no open_clip model has this name; open_clip.list_models() lists them"
+        )
     tag = open_clip.get_pretrained_cfg(model_name, weights) if weights else {}
     quick_gelu = bool(cfg.get("quick_gelu", False) or tag.get("quick_gelu", False))
     cfg = {key: value for key, value in cfg.items() if key not in ("custom_text", "quick_gelu")}
-    return jsonable(cfg) | {"quick_gelu": quick_gelu}
+    for part in (cfg["vision_cfg"], cfg["text_cfg"]):
+        part.pop("output_tokens", None)  # CoCa's towers also return their tokens; `create` turns that off
+    stated: dict[str, Any] = jsonable(cfg) | {"quick_gelu": quick_gelu}
+    return stated
+
+
+def create(model_name: str, weights: str | None, quick_gelu: bool) -> Any:
+    """The whole model with its weights, as one class with `.visual` and `.text` for every architecture."""
+    logging.disable(logging.ERROR)  # what open_clip logs on failure, its exception says again
+    try:
+        model = open_clip.create_model(
+            model_name,
+            pretrained=weights,
+            force_custom_text=True,
+            force_quick_gelu=quick_gelu,
+            require_pretrained=True,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+    for part in (model.visual, model.text):
+        part.output_tokens = False
+    return model.eval()
 
 
 def tokenizer_spec(model_name: str, text_cfg: dict[str, Any]) -> TokenizerSpec:
@@ -117,10 +148,15 @@ def tokenizer_spec(model_name: str, text_cfg: dict[str, Any]) -> TokenizerSpec:
     length = int(tokenizer.context_length)
     if isinstance(tokenizer, open_clip.SimpleTokenizer):
         return TokenizerSpec("clip", length, tokenizer.vocab_size, cfg=cfg)
-    vocab_size = int(text_cfg.get("vocab_size") or len(tokenizer.tokenizer))
-    pad_id = int(tokenizer.tokenizer.pad_token_id or 0)
-    source = str(getattr(tokenizer.tokenizer, "name_or_path", "") or text_cfg["hf_tokenizer_name"])
-    return TokenizerSpec(source, length, vocab_size, pad_id, cfg)
+    folder = parse_model_name(model_name)[1] if model_name.startswith("local-dir:") else None
+    source = str(Path(folder).resolve()) if folder else text_cfg["hf_tokenizer_name"]
+    return hf_tokens.describe(tokenizer.tokenizer, source, length, int(text_cfg.get("vocab_size") or 0), cfg)
+
+
+def reason(error: Exception) -> str:
+    """The first lines of a message: a mismatch of weights lists every tensor."""
+    lines = str(error).strip().splitlines() or [repr(error)]
+    return "\n  ".join(lines[:6] + (["…"] if len(lines) > 6 else []))
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -129,7 +165,8 @@ def hash_weights(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         array = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
-        digest.update(array.reshape(-1).view(dtype=torch.uint8).numpy() if array.numel() else np.empty(0, np.uint8))
+        if array.numel():
+            digest.update(memoryview(array.reshape(-1).view(dtype=torch.uint8).numpy()))
     return digest.hexdigest()
 
 

@@ -1,0 +1,51 @@
+# Plain pip in a virtual environment of this folder's own. Set PYTHON=python3.12 for another interpreter (3.11 or newer), and
+# PIP_FLAGS for options of pip, for instance a CPU-only torch:
+#   make quickstart PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu'
+PYTHON ?= python3
+PIP_FLAGS ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint types tests format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(VENV)/installed ## Install, then distil two students from a teacher, offline, in minutes (ARGS='--data D --teacher T')
+	$(BIN)/clip-distill quickstart $(ARGS)
+
+test: lint types tests ## Install with the developers' extras, then ruff, mypy and pytest
+
+lint: $(VENV)/installed-dev ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-dev ## Check types
+	$(BIN)/mypy
+
+tests: $(VENV)/installed-dev ## Run the tests (ARGS='-k name')
+	$(BIN)/python -m pytest $(ARGS)
+
+format: $(VENV)/installed-dev ## Put the code into style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environment and caches; runs, stores and quickstarts stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Stamps are made last, so an installation that was stopped starts again, and are older than a changed pyproject.toml
+$(VENV)/installed: pyproject.toml | $(VENV)/created
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/created
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[dev]'
+	touch $(VENV)/installed $@
+
+$(VENV)/created:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	touch $@

@@ -1,0 +1,163 @@
+"""From a recipe to its parts: student, datasets, validation, objective, joined into a Distiller and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clip_distill.data.layout import Corpus, scan
+from clip_distill.data.module import Captions, DistillData, Images, LoaderOptions, default_workers
+from clip_distill.data.tokens import Ragged, TokenizerSpec, tokenize
+from clip_distill.data.views import Views
+from clip_distill.distill import Distiller
+from clip_distill.losses import WeightedSum
+from clip_distill.recipe import Loss, Recipe
+from clip_distill.store.table import Store, StoreError, open_table
+from clip_distill.students import make_student
+from clip_distill.towers import TowerSpec
+from clip_distill.validation import load_validation
+
+
+@dataclass(frozen=True)
+class OnlineTarget:
+    """The teacher of `target: online`, as far as data goes; `Distiller` runs it.
+
+    Args:
+        spec: The teacher's tower.
+        augment: Augmentation of the online views.
+    """
+
+    spec: TowerSpec
+    augment: str
+
+
+def assemble(recipe: Recipe, online: OnlineTarget | None = None, teach: Any = None) -> tuple[Distiller, DistillData]:
+    """Build everything that `Trainer.fit` takes.
+
+    Args:
+        recipe: The run.
+        online: For `target: online`, else None.
+        teach: The online teacher as a function; None for stored targets.
+
+    Raises:
+        StoreError: The store is missing, unfinished, of another teacher, or lacks the data's rows.
+        ValueError: An option does not fit.
+    """
+    corpus = scan(recipe.data, recipe.sources)
+    val_images, val_texts = (open_table(recipe.store, tower, "val") for tower in ("image", "text"))
+    own = val_images if recipe.tower == "image" else val_texts
+    teacher = own.manifest.teacher
+    spec, student = make_student(recipe.tower, recipe.student.name, teacher, recipe.student.options)
+    validation, val_rows = load_validation(recipe.tower, val_images, val_texts, corpus.val)
+    train_store = None if online else open_table(recipe.store, recipe.tower, "train")
+    if train_store is not None:
+        require_teacher(train_store, own)
+    make = _images if recipe.tower == "image" else _captions
+    train, val, views = make(spec, corpus, train_store, val_rows, recipe, online)
+    workers = recipe.loader.workers if recipe.loader.workers is not None else default_workers(recipe.tower)
+    options = LoaderOptions(recipe.loader.batch_size, recipe.loader.val_batch_size, workers)
+    objective = make_objective(recipe.loss)
+    module = Distiller(spec, student, objective, recipe.optimizer, validation, teach)
+    return module, DistillData(train, val, views, options, recipe.seed)
+
+
+def make_objective(loss: Loss) -> WeightedSum:
+    """The weighted sum; lists that are left out are ones."""
+    ones = [1.0] * len(loss.names)
+    weights = ones if loss.weights is None else loss.weights
+    scales = ones if loss.scales is None else loss.scales
+    return WeightedSum(loss.names, weights, scales, loss.options)
+
+
+def require_teacher(train: Store, val: Store) -> None:
+    """Training and validation tables must be of one teacher."""
+    from clip_distill.store.table import require_same, teacher_fingerprint
+
+    require_same(
+        f"{train.folder}, beside {val.folder.name},",
+        teacher_fingerprint(val.manifest.teacher),
+        teacher_fingerprint(train.manifest.teacher),
+        "Run `clip-distill embed` for both splits with one teacher, into one --store.",
+    )
+
+
+def _images(
+    spec: TowerSpec,
+    corpus: Corpus,
+    store: Store | None,
+    val_rows: pa.Table,
+    recipe: Recipe,
+    online: OnlineTarget | None,
+) -> tuple[Images, Images, int]:
+    photos = corpus.train.require_images()
+    plain = Views(spec.preprocess)
+    val = Images(val_rows, plain)
+    if online is not None:
+        views = Views(spec.preprocess, online.augment, recipe.seed)
+        same = spec.preprocess == online.spec.preprocess
+        theirs = None if same else Views(online.spec.preprocess, online.augment, recipe.seed)
+        return Images(photos, views, teacher_views=theirs, online=True), val, 0
+    assert store is not None
+    rows = _known(store, photos.column("id"))
+    photos, rows = photos.filter(pa.array(rows >= 0)), rows[rows >= 0]
+    views = Views(spec.preprocess, store.manifest.augment, store.manifest.seed)
+    return Images(photos, views, store, rows), val, store.manifest.views
+
+
+def _captions(
+    spec: TowerSpec,
+    corpus: Corpus,
+    store: Store | None,
+    val_rows: pa.Table,
+    recipe: Recipe,
+    online: OnlineTarget | None,
+) -> tuple[Captions, Captions, int]:
+    captions = corpus.train.require_captions().column("text").unique()
+    tokenizer = TokenizerSpec(**spec.tokenizer)
+    pad, width = tokenizer.pad_id, None if spec.causal else tokenizer.context_length
+    val = Captions(tokenize(tokenizer, val_rows.column("id").to_pylist()), pad, width)
+    if online is not None:
+        theirs = TokenizerSpec(**online.spec.tokenizer)
+        texts = captions.to_pylist()
+        teacher_pad = (theirs.pad_id, None if online.spec.causal else theirs.context_length)
+        mine = tokenize(tokenizer, texts)
+        return Captions(mine, pad, width, teacher_tokens=tokenize(theirs, texts), teacher_pad=teacher_pad), val, 0
+    assert store is not None
+    rows = _known(store, captions)
+    rows = rows[rows >= 0]
+    return Captions(student_tokens(tokenizer, store, rows), pad, width, store, rows), val, 1
+
+
+def student_tokens(tokenizer: TokenizerSpec, store: Store, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Ragged:
+    """The student's tokens of the given captions: the store's own where the tokenizer is the teacher's, else made anew."""
+    theirs = store.manifest.teacher["tokenizer"]
+    if same_tokenizer(tokenizer.as_dict(), theirs) and tokenizer.context_length <= theirs["context_length"]:
+        return store.tokens.take(rows).truncate(tokenizer.context_length)
+    return tokenize(tokenizer, store.ids.take(pa.array(rows)).to_pylist())
+
+
+def same_tokenizer(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two tokenizers give equal tokens, up to where they truncate."""
+    return {**one, "context_length": 0} == {**other, "context_length": 0}
+
+
+def _known(store: Store, ids: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Store row of each id, -1 for those that it lacks; none at all is an error, some are said."""
+    rows = store.find(ids)
+    missing = int((rows < 0).sum())
+    if missing == len(rows):
+        first = ids[0].as_py() if len(ids) else "nothing"
+        raise StoreError(
+            f"{store.folder}: expected the data's {store.manifest.tower}s, found none of {len(rows)} (the first is {first!r}). "
+            "Is --data the folder that the store was made from?"
+        )
+    skipped = sum(store.manifest.skipped.values())
+    if missing > skipped:
+        print(
+            f"{store.folder}: {missing - skipped} of the data's {store.manifest.tower}s are not in the store; `clip-distill embed` adds them"
+        )
+    return rows

@@ -1,0 +1,128 @@
+"""`clip-distill embed`: photos and captions through the teacher, once, into a store."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from clip_distill.commands import parsing
+from clip_distill.data.layout import Sources
+
+if TYPE_CHECKING:
+    from clip_distill.data.layout import Corpus
+    from clip_distill.store.embed import Runner
+    from clip_distill.store.table import Manifest
+
+Split = Literal["train", "val"]
+
+EXAMPLES = """\
+  # both towers, training and validation, from a folder in the documented layout
+  clip-distill embed --data DATA --teacher ViT-B-32/openai --store stores/b32
+  # a teacher of your own, four augmented views an image beside the plain one, on a GPU in half precision
+  clip-distill embed --data DATA --teacher local-dir:my_clip --store stores/mine --tower image \\
+    --views 5 --augment crop_flip --device cuda --precision fp16
+  # captions from a parquet file, photos from WebDataset shards
+  clip-distill embed --data DATA --teacher hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K --store stores/laion \\
+    --sources.train_captions '[captions.parquet]' --sources.train_images '[shards/{000..099}.tar]'
+  # N processes, on one machine or many with one file system
+  torchrun --nproc-per-node N -m clip_distill.cli embed …
+
+Running the same command again continues where it stopped, and adds what is new in the data."""
+
+
+def embed(
+    data: str | None,
+    teacher: str,
+    store: str,
+    tower: Literal["image", "text", "both"] = "both",
+    split: Literal["train", "val", "both"] = "both",
+    views: int = 1,
+    augment: str = "none",
+    seed: int = 0,
+    batch_size: int = 64,
+    workers: int = 1,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    dtype: Literal["float16", "float32"] = "float16",
+    shard_rows: int = 8192,
+    sources: Sources = Sources(),  # noqa: B008 - frozen, so one instance serves all calls
+) -> None:
+    """Run the teacher once over photos and captions, and store its embeddings; training then never loads it.
+
+    Args:
+        data: Folder in the documented layout (image/, COCO/val2017/, COCO/annotations/, CC/).
+        teacher: ViT-B-32/openai, local-dir:PATH, hf-hub:ORG/REPO, transformers:PATH_OR_NAME, or module:Attr.
+        store: Folder to write; it gets one table per tower and split.
+        tower: Which of the teacher's towers to run; only one is in memory at a time.
+        split: Which part of the data; validation always gets one plain view.
+        views: Views per training image: one plain, the others augmented.
+        augment: How views 1 and up are made: crop_flip, crop_flip_color, randaugment, original, or module:Attr.
+        seed: Of the augmented views.
+        batch_size: Views or captions per forward pass.
+        workers: Processes that decode images.
+        device: auto, cpu, cuda, cuda:1, mps.
+        precision: What the teacher computes in.
+        dtype: What is stored.
+        shard_rows: Images or captions per shard; a kill loses one shard at most.
+        sources: Other places for parts of the data.
+    """
+    from clip_distill.data.layout import scan
+    from clip_distill.store.embed import Runner
+    from clip_distill.store.table import Manifest, table_folder
+    from clip_distill.teachers import load_teacher
+    from clip_distill.towers import TOWERS, pick_device
+
+    if views < 1 or (views > 1 and augment == "none"):
+        raise ValueError(
+            f"expected views ≥ 1, and an augmentation where views > 1; found views={views}, augment={augment!r}"
+        )
+    corpus = scan(data, sources)
+    for line in corpus.report.lines():
+        print(line)
+    splits: tuple[Split, ...] = ("train", "val") if split == "both" else (split,)
+    for each in TOWERS if tower == "both" else (tower,):
+        spec, module = load_teacher(teacher, each)
+        runner = Runner(spec, module, pick_device(device), precision, batch_size, workers)
+        for part in splits:
+            augmented = part == "train" and each == "image"
+            made_by = Manifest(
+                tower=each,
+                split=part,
+                teacher=spec.teacher,
+                views=views if augmented else 1,
+                augment=augment if augmented else "none",
+                seed=seed,
+                dtype=dtype,
+                precision=precision,
+            )
+            _embed_table(table_folder(store, each, part), made_by, corpus, runner, shard_rows)
+
+
+def _embed_table(folder: Path, made_by: Manifest, corpus: Corpus, runner: Runner, shard_rows: int) -> None:
+    """Make one table, and say what it holds."""
+    import pyarrow as pa
+
+    from clip_distill.data.views import Views
+    from clip_distill.store.build import build_table
+    from clip_distill.store.embed import embed_images, embed_texts
+
+    data = corpus.train if made_by.split == "train" else corpus.val
+    title = f"{made_by.tower}s, {made_by.split}"
+    if made_by.tower == "image":
+        items = data.require_images()
+        views = Views(made_by.teacher["preprocess"], made_by.augment, made_by.seed)
+        embed_parts = partial(embed_images, runner, views=views, count=made_by.views, title=title)
+    else:
+        items = pa.table({"id": data.require_captions().column("text").unique()})
+        embed_parts = partial(embed_texts, runner, title=title)
+    table = build_table(folder, made_by, items, embed_parts, shard_rows)
+    if table is None:
+        print(f"{folder}: this process has written its shards; the last one to end finishes the table")
+        return
+    skipped = "".join(f", {count} skipped ({reason})" for reason, count in table.manifest.skipped.items())
+    print(f"{folder}: {len(table)} rows × {table.manifest.views} × {table.manifest.dim}{skipped}")
+
+
+def main(argv: list[str]) -> None:
+    parsing.run("embed", embed, EXAMPLES, argv)

@@ -1,0 +1,197 @@
+"""`clip-distill fit`: train a student by a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clip_distill.commands.parsing import new_parser
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from clip_distill.distill import Distiller
+    from clip_distill.recipe import Recipe
+
+EXAMPLES = """\
+  # a recipe as it is, on your data and store
+  clip-distill fit --recipe recipes/flickr8k_text.yaml --data DATA --store stores/b32 --out runs/text
+  # any key of the recipe, and any argument of Lightning's Trainer, is a flag
+  clip-distill fit --recipe recipes/flickr8k_text.yaml --student.options.transformer_width 64 --optimizer.lr 2e-3 \\
+    --loss.names '[cosine, gram_kl]' --trainer.max_epochs 5 --trainer.precision bf16-mixed
+  # no recipe at all: the default ViT on all GPUs
+  clip-distill fit --tower image --data DATA --store stores/b32 --out runs/image --trainer.strategy ddp
+  # go on after an interruption
+  clip-distill fit --recipe runs/text/recipe.yaml --resume true
+  # a loss of your own: class MyLoss in my_loss.py, called with student and target [B, D]
+  clip-distill fit --recipe recipes/flickr8k_text.yaml --loss.names '["my_loss:MyLoss"]'"""
+
+TRAINER_DEFAULTS = {
+    "max_epochs": 10,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,
+}
+
+
+def parser() -> ArgumentParser:
+    """The recipe's keys and the Trainer's arguments, from a YAML and from flags."""
+    from lightning.pytorch import Trainer
+
+    from clip_distill.recipe import Recipe
+
+    result = new_parser("fit", "Train a small image or text encoder by a recipe.", EXAMPLES)
+    result.add_argument("--recipe", action="config", help="YAML with any of the keys below; flags override it")
+    result.add_class_arguments(Recipe, as_group=False)
+    # rows are shared out by our own sampler, and where checkpoints and logs go is `out`'s business
+    result.add_class_arguments(
+        Trainer, "trainer", instantiate=False, skip={"use_distributed_sampler", "default_root_dir"}
+    )
+    result.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+    return result
+
+
+def main(argv: list[str]) -> None:
+    import lightning as L
+
+    from clip_distill.assemble import assemble
+
+    arguments = parser()
+    config = arguments.parse_args(argv)
+    recipe, trainer_options = to_recipe(arguments, config)
+    out = Path(recipe.out)
+    last = prepare_folder(recipe, out)
+    online, teach = online_target(recipe)
+    L.seed_everything(recipe.seed, workers=True, verbose=False)  # after the teacher, whose making draws numbers too
+    module, data = assemble(recipe, online, teach)
+    trainer, best = make_trainer(recipe, trainer_options, out)
+    if trainer.is_global_zero:
+        write_recipe(arguments, config, out)
+    trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    if trainer.is_global_zero and not trainer.fast_dev_run:
+        save_student(module, trainer, best, out)
+
+
+def to_recipe(arguments: ArgumentParser, config: Any) -> tuple[Recipe, dict[str, Any]]:
+    """The typed recipe, and the Trainer's arguments with their callbacks and loggers built."""
+    from dataclasses import fields
+
+    from clip_distill.recipe import Recipe
+
+    built = arguments.instantiate_classes(config)
+    return Recipe(**{each.name: built[each.name] for each in fields(Recipe)}), dict(built["trainer"].as_dict())
+
+
+def prepare_folder(recipe: Recipe, out: Path) -> Path | None:
+    """The checkpoint to go on from, or None for a fresh start; a folder with another run in it is an error.
+
+    Raises:
+        FileExistsError: `out` holds a run, and neither resume nor overwrite is given.
+    """
+    from lightning.pytorch.utilities import rank_zero_only
+
+    last = out / "checkpoints" / "last.ckpt"
+    if recipe.resume:
+        if last.is_file():
+            return last
+        print(f"{out}: nothing to resume from (no {last}); starting anew")
+        return None
+    if rank_zero_only.rank != 0:
+        return None
+    if (out / "checkpoints").exists() and not recipe.overwrite:
+        raise FileExistsError(
+            f"{out} holds a run. Use --resume true to go on with it, --overwrite true to replace it, or another --out"
+        )
+    if recipe.overwrite:
+        import shutil
+
+        for part in ("checkpoints", "logs", "student"):
+            shutil.rmtree(out / part, ignore_errors=True)
+    return None
+
+
+def online_target(recipe: Recipe) -> tuple[Any, Any]:
+    """For `target: online`, the teacher, checked against the store that validates; else (None, None).
+
+    Raises:
+        StoreError: The teacher is not the one that made the store.
+    """
+    if recipe.target == "stored":
+        return None, None
+    from clip_distill.assemble import OnlineTarget
+    from clip_distill.online import OnlineTeacher
+    from clip_distill.store.table import open_table, require_same, teacher_fingerprint
+    from clip_distill.teachers import load_teacher
+
+    store = open_table(recipe.store, recipe.tower, "val")
+    name = recipe.teacher or store.manifest.teacher["name"]
+    spec, module = load_teacher(name, recipe.tower)
+    expected, found = teacher_fingerprint(store.manifest.teacher), teacher_fingerprint(spec.teacher)
+    require_same(
+        f"teacher {name!r}",
+        expected,
+        found,
+        "Give --teacher the one that made the store, or make a store with this one.",
+    )
+    return OnlineTarget(spec, recipe.augment), OnlineTeacher(spec, module)
+
+
+def make_trainer(recipe: Recipe, options: dict[str, Any], out: Path) -> tuple[Trainer, ModelCheckpoint]:
+    """Lightning's Trainer with the recipe's options, loggers and checkpoints below `out`."""
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+    from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+    folder = out / "checkpoints"
+    # recall on the whole validation set chooses; in-batch accuracy would change with the batch size
+    best = ModelCheckpoint(
+        folder, "best", monitor="val/mean_recall", mode="max", save_weights_only=True, enable_version_counter=False
+    )
+    last = ModelCheckpoint(folder, "last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False)
+    callbacks: list[Callback] = [best, last]
+    # the CSV logger empties its folder, so a resumed run logs beside what is there
+    version = f"resumed-{len(list((out / 'logs').glob('resumed-*'))) + 1}" if recipe.resume else ""
+    loggers: list[Logger] | bool = [CSVLogger(out, "logs", version), TensorBoardLogger(out, "logs", version)]
+    if recipe.wandb:
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(WandbLogger(project=recipe.wandb, save_dir=out, name=out.name))
+    if options.get("logger") not in (None, True):
+        loggers = options["logger"]
+    if options.get("enable_progress_bar") is not False:
+        callbacks.append(RichProgressBar())
+    if loggers and not options.get("fast_dev_run"):
+        callbacks.append(LearningRateMonitor("step"))
+    given = options.get("callbacks") or []
+    callbacks += given if isinstance(given, list) else [given]
+    return Trainer(**{**options, "callbacks": callbacks, "logger": loggers, "use_distributed_sampler": False}), best
+
+
+def write_recipe(arguments: ArgumentParser, config: Any, out: Path) -> None:
+    """The complete recipe of the run, which `fit --recipe` takes again."""
+    out.mkdir(parents=True, exist_ok=True)
+    chosen = config.clone()
+    chosen.pop("recipe", None)
+    for key in ("resume", "overwrite"):
+        chosen[key] = False
+    aside = out / ".recipe.yaml.tmp"
+    aside.write_text(arguments.dump(chosen, skip_none=True), encoding="utf-8")
+    aside.replace(out / "recipe.yaml")
+
+
+def save_student(module: Distiller, trainer: Trainer, best: ModelCheckpoint, out: Path) -> None:
+    """Write the best student beside its checkpoints, and say where."""
+    import torch
+
+    from clip_distill.towers import count_parameters, save_tower
+
+    path = best.best_model_path
+    if path:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        module.load_state_dict(state)
+    save_tower(out / "student", module.spec, module.student)
+    score = f", mean recall {float(best.best_model_score):.1f} %" if best.best_model_score is not None else ""
+    print(f"{out / 'student'}: {count_parameters(module.student) / 1e6:.2f}M parameters{score}")
+    print(f"next: clip-distill evaluate --{module.spec.tower}_student {out} …, clip-distill export …")

@@ -1,0 +1,265 @@
+"""Batches for training and validation: (view or caption, stored teacher embedding), joined by id.
+
+A dataset's item is a whole batch: the sampler names its rows and views, so what a batch holds is decided in one place,
+`EpochBatches`, and depends only on (seed, epoch), never on workers or processes.
+Shapes: N rows, B batch, L tokens of the batch's longest caption, S image side, D embedding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from clip_distill.data.images import read_image
+from clip_distill.data.tokens import Ragged
+from clip_distill.data.views import Views
+from clip_distill.store.table import Store
+
+Items = list[tuple[int, int]]  # (row, view)
+
+
+class Batch(NamedTuple):
+    """What one step sees.
+
+    Args:
+        inputs: Of the student: pixels uint8 [B, 3, S, S] or tokens int64 [B, L].
+        target: [B, D] stored teacher embeddings; None where the teacher runs online.
+        teacher_inputs: The same views or captions as the teacher wants them; None where targets are stored.
+        rows: [B] int64, which rows these are.
+    """
+
+    inputs: Tensor
+    target: Tensor | None
+    teacher_inputs: Tensor | None
+    rows: Tensor
+
+
+class Images(Dataset[Batch]):
+    """Views of photos, with the stored embedding of the same view.
+
+    Args:
+        images: Table of `data.layout`, one row per photo, N rows.
+        views: Renders the student's pixels.
+        store: Teacher embeddings; None for online targets.
+        store_rows: [N] where each photo is in the store.
+        teacher_views: Renders the teacher's pixels, for online targets; None where they are the student's.
+        online: Whether the teacher's pixels are wanted.
+    """
+
+    def __init__(
+        self,
+        images: pa.Table,
+        views: Views,
+        store: Store | None = None,
+        store_rows: NDArray[np.int64] | None = None,
+        teacher_views: Views | None = None,
+        online: bool = False,
+    ) -> None:
+        self.images, self.views, self.store, self.store_rows = images, views, store, store_rows
+        self.teacher_views, self.online = teacher_views, online
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, items: Items) -> Batch:
+        records = self.images.take([row for row, _ in items]).to_pylist()
+        pixels, teacher_pixels = [], []
+        for record, (_, view) in zip(records, items, strict=True):
+            image = read_image(record["path"], record["offset"], record["size"])
+            pixels.append(self.views(image, record["id"], view))
+            if self.teacher_views is not None:
+                teacher_pixels.append(self.teacher_views(image, record["id"], view))
+        inputs = torch.stack(pixels)
+        teacher_inputs = (torch.stack(teacher_pixels) if teacher_pixels else inputs) if self.online else None
+        rows, views = np.array(items, np.int64).T
+        return Batch(inputs, stored(self.store, self.store_rows, rows, views), teacher_inputs, torch.from_numpy(rows))
+
+
+class Captions(Dataset[Batch]):
+    """Unique captions as the student's tokens, with the stored embedding of each.
+
+    Args:
+        tokens: The student's, N rows.
+        pad_id: Fills a row behind its caption's end.
+        width: Pad to this many tokens; None cuts to the batch's longest, which a causal tower does not notice.
+        store: Teacher embeddings; None for online targets.
+        store_rows: [N] where each caption is in the store.
+        teacher_tokens: The teacher's own, for online targets.
+        teacher_pad: The teacher's (pad_id, width).
+    """
+
+    def __init__(
+        self,
+        tokens: Ragged,
+        pad_id: int,
+        width: int | None = None,
+        store: Store | None = None,
+        store_rows: NDArray[np.int64] | None = None,
+        teacher_tokens: Ragged | None = None,
+        teacher_pad: tuple[int, int | None] = (0, None),
+    ) -> None:
+        self.tokens, self.pad_id, self.width = tokens, pad_id, width
+        self.store, self.store_rows = store, store_rows
+        self.teacher_tokens, self.teacher_pad = teacher_tokens, teacher_pad
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, items: Items) -> Batch:
+        rows = np.array([row for row, _ in items], np.int64)
+        inputs = self.tokens.take(rows).pad(self.pad_id, self.width)
+        teacher_inputs = None if self.teacher_tokens is None else self.teacher_tokens.take(rows).pad(*self.teacher_pad)
+        return Batch(inputs, stored(self.store, self.store_rows, rows, 0), teacher_inputs, torch.from_numpy(rows))
+
+
+def stored(
+    store: Store | None, store_rows: NDArray[np.int64] | None, rows: NDArray[np.int64], views: NDArray[np.int64] | int
+) -> Tensor | None:
+    """float32 [B, D] of the dataset's rows."""
+    if store is None or store_rows is None:
+        return None
+    return torch.from_numpy(store.embeddings(store_rows[rows], views)).float()
+
+
+class EpochBatches(Sampler[Items]):
+    """Every row once an epoch, in an order that depends on (seed, epoch) alone; this process's share of each batch.
+
+    The batches of all processes together are those that one process would see with `batch_size · world`: process r
+    takes rows r, r + world, … of each. The last batch may be short; with several processes it is cut to a multiple of
+    their number, since each must have equally many.
+
+    Args:
+        rows: N.
+        batch_size: Per process.
+        views: How many stored views to choose from, at random; 0 asks for a fresh view each epoch (online).
+        seed: Of the order and of the choice of views.
+        rank: This process.
+        world: Processes.
+    """
+
+    def __init__(
+        self, rows: int, batch_size: int, views: int = 1, seed: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        self.rows, self.batch_size, self.views, self.seed, self.rank, self.world = (
+            rows,
+            batch_size,
+            views,
+            seed,
+            rank,
+            world,
+        )
+        self.epoch = 0
+        self.skip = 0  # batches of the next epoch that a resumed run has already seen
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        usable = self.rows - self.rows % self.world
+        return -(-usable // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[Items]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = random.permutation(self.rows)[: self.rows - self.rows % self.world]
+        views = random.integers(self.views, size=self.rows) if self.views else np.full(self.rows, self.epoch + 1)
+        size = self.batch_size * self.world
+        first, self.skip = self.skip, 0
+        for start in range(first * size, len(order), size):
+            mine = order[start : start + size][self.rank :: self.world]
+            yield [(int(row), int(views[row])) for row in mine]
+
+
+class InOrder(Sampler[Items]):
+    """Rows once, plain views, for validation: this process's share."""
+
+    def __init__(self, rows: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.mine, self.batch_size = range(rank, rows, world), batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.mine) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Items]:
+        for start in range(0, len(self.mine), self.batch_size):
+            yield [(row, 0) for row in self.mine[start : start + self.batch_size]]
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A loader whose place within an epoch goes into Lightning's checkpoint, by its `state_dict` protocol."""
+
+    sampler: EpochBatches
+    yielded = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch's own iterator type is private
+        self.yielded = self.sampler.skip
+        for batch in super().__iter__():
+            self.yielded += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self.yielded % max(1, len(self))}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.sampler.skip = state["batches"]
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """Batch sizes, and the number of worker processes."""
+
+    batch_size: int
+    val_batch_size: int
+    workers: int
+
+
+class DistillData(L.LightningDataModule):
+    """The two loaders.
+
+    Args:
+        train: Training dataset.
+        val: Validation dataset, one row per photo or unique caption.
+        views: Stored views to choose from; 0 for a fresh one each epoch.
+        options: Batch sizes and workers.
+        seed: Of the batch order.
+    """
+
+    def __init__(
+        self, train: Images | Captions, val: Images | Captions, views: int, options: LoaderOptions, seed: int
+    ) -> None:
+        super().__init__()
+        self.train, self.val, self.views, self.options, self.seed = train, val, views, options, seed
+
+    def train_dataloader(self) -> ResumableLoader:
+        size = self.options.batch_size
+        sampler = EpochBatches(len(self.train), size, self.views, self.seed, *self._place())
+        return ResumableLoader(self.train, sampler=sampler, **self._loader_arguments())
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        sampler = InOrder(len(self.val), self.options.val_batch_size, *self._place())
+        return DataLoader(self.val, sampler=sampler, **self._loader_arguments())
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _loader_arguments(self) -> dict[str, Any]:
+        return {
+            "batch_size": None,  # a dataset's item is a batch already
+            "num_workers": self.options.workers,
+            "persistent_workers": self.options.workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+
+def default_workers(tower: str) -> int:
+    """Captions are ready in microseconds; photos take every core but the one that feeds the student."""
+    return 0 if tower == "text" else min(8, max(1, (os.cpu_count() or 1) - 1))

@@ -1,0 +1,63 @@
+"""Losses between similarities: what is close to what, rather than where a sample lies.
+
+They take the same `student` and `target` [B, D] as the others. Under several processes the target side is gathered, so
+that each process compares its samples with the whole batch's. Shapes: B batch of this process, G batch of all, D embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+
+
+class GramKL(nn.Module):
+    """KL between teacher's and student's similarities within the batch (image-image or text-text).
+
+    mean_b KL(softmax_j(t_b·t_j / τ) ‖ softmax_j(s_b·s_j / τ)) over the batch's other samples j ≠ b, embeddings
+    normalised. The self-supervised form of relational distillation: SEED (Fang et al., 2021, arXiv:2101.04731, eq. 5)
+    with the batch in place of its queue. Zero at identity, and wherever the student is a rotation of the teacher.
+
+    Args:
+        temperature: τ; a low one makes it about the nearest neighbours.
+    """
+
+    def __init__(self, temperature: float = 0.05) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"gram_kl: expected temperature > 0, found {temperature}")
+        self.temperature = temperature
+
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        student, target = F.normalize(student, dim=-1), F.normalize(target, dim=-1)
+        all_student, all_target, first = _gather(student), _gather(target), _first_row(student)
+        own = torch.arange(len(student), device=student.device)
+        itself = F.one_hot(own + first, len(all_student)).bool()  # [B, G]
+        log_q = _log_similarities(student, all_student, self.temperature, itself)
+        log_p = _log_similarities(target, all_target, self.temperature, itself)
+        return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def _log_similarities(rows: Tensor, others: Tensor, temperature: float, itself: Tensor) -> Tensor:
+    """log softmax [B, G] of similarities; a sample's similarity to itself is given no weight."""
+    similarities = (rows @ others.T) / temperature
+    return similarities.masked_fill(itself, torch.finfo(similarities.dtype).min).log_softmax(dim=-1)
+
+
+def _distributed() -> bool:
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
+
+
+def _gather(rows: Tensor) -> Tensor:
+    """[G, D] rows of every process, in order of rank, with gradients to all of them."""
+    return torch.cat(all_gather(rows)) if _distributed() else rows
+
+
+def _first_row(rows: Tensor) -> int:
+    """Where this process's rows begin in the gathered ones."""
+    return torch.distributed.get_rank() * len(rows) if _distributed() else 0

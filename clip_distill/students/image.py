@@ -1,0 +1,103 @@
+"""Image students: open_clip's ViT at any size, or any timm backbone with a projection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from torch import nn
+
+from clip_distill.towers import TowerSpec
+
+
+def vit(
+    teacher: Mapping[str, Any],
+    input_resolution: int = 224,
+    patch_size: int = 32,
+    width: int = 576,
+    layers: int = 6,
+    heads: int = 24,
+    mlp_ratio: float = 4.0,
+) -> tuple[TowerSpec, nn.Module]:
+    """CLIP's vision transformer (Radford et al., 2021); the defaults have 26.0M parameters at D = 512.
+
+    Args:
+        teacher: The teacher's record.
+        input_resolution: Image side in pixels, a multiple of `patch_size`.
+        patch_size: Side of a patch in pixels.
+        width: Of the tokens, a multiple of `heads`.
+        layers: Transformer blocks.
+        heads: Attention heads per block.
+        mlp_ratio: Hidden width of a block's MLP over `width`.
+    """
+    if input_resolution % patch_size or width % heads:
+        raise ValueError(
+            "student 'vit': expected input_resolution a multiple of patch_size and width a multiple of heads, found "
+            f"{input_resolution} and {patch_size}, {width} and {heads}"
+        )
+    cfg = {
+        "image_size": input_resolution,
+        "patch_size": patch_size,
+        "width": width,
+        "layers": layers,
+        "head_width": width // heads,
+        "mlp_ratio": mlp_ratio,
+    }
+    return _with_weights(teacher, cfg, input_resolution)
+
+
+def timm_backbone(
+    teacher: Mapping[str, Any],
+    model: str,
+    input_resolution: int | None = None,
+    pool: str = "",
+    proj: str = "linear",
+    pretrained: bool = False,
+) -> tuple[TowerSpec, nn.Module]:
+    """A registered timm model, its classifier replaced by a projection to D.
+
+    Args:
+        teacher: The teacher's record.
+        model: timm's name, for instance `tf_efficientnet_lite0` (`timm.list_models()`).
+        input_resolution: Image side in pixels; the teacher's by default.
+        pool: timm's pooling; "" keeps the model's own.
+        proj: "linear" or "mlp".
+        pretrained: Start from timm's weights, which are downloaded.
+    """
+    if not timm.is_model(model):
+        close = timm.list_models(f"*{model.split('_')[0]}*")[:10]
+        raise ValueError(f"student 'timm': timm has no model {model!r}; similar: {', '.join(close) or 'none'}")
+    if proj not in ("linear", "mlp"):
+        raise ValueError(f"student 'timm': expected proj linear or mlp, found {proj!r}")
+    side = input_resolution or _side(teacher)
+    cfg = {
+        "timm_model_name": model,
+        "timm_model_pretrained": False,  # weights come from us; a loaded student must not download
+        "timm_pool": pool,
+        "timm_proj": proj,
+        "timm_proj_bias": True,
+        "image_size": side,
+    }
+    spec, module = _with_weights(teacher, cfg, side)
+    if pretrained:
+        trunk = timm.create_model(model, pretrained=True, num_classes=0)
+        module.trunk.load_state_dict(trunk.state_dict(), strict=False)
+    return spec, module
+
+
+def _with_weights(teacher: Mapping[str, Any], cfg: dict[str, Any], side: int) -> tuple[TowerSpec, nn.Module]:
+    spec = TowerSpec(
+        tower="image",
+        embed_dim=teacher["embed_dim"],
+        cfg=cfg,
+        quick_gelu=teacher["model_cfg"].get("quick_gelu", False),
+        preprocess={**teacher["preprocess"], "size": [side, side]},
+        teacher=dict(teacher),
+    )
+    return spec, spec.build()
+
+
+def _side(teacher: Mapping[str, Any]) -> int:
+    size = teacher["preprocess"]["size"]
+    return int(size if isinstance(size, int) else size[0])

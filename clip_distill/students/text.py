@@ -1,0 +1,64 @@
+"""Text students: open_clip's text transformer at any size, with the teacher's tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from clip_distill.towers import TowerSpec
+
+# How a text tower reads its tokens; a student that shares the teacher's tokenizer reads them alike
+READING = ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "pad_id", "eos_id", "pool_type", "no_causal_mask")
+
+
+def transformer(
+    teacher: Mapping[str, Any],
+    context_length: int = 77,
+    vocab_size: int = 49408,
+    transformer_width: int = 128,
+    transformer_layers: int = 6,
+    transformer_heads: int = 8,
+    mlp_ratio: float = 4.0,
+) -> tuple[TowerSpec, nn.Module]:
+    """CLIP's text transformer (Radford et al., 2021); the defaults have 7.6M parameters at D = 512, 6.3M of them the vocabulary.
+
+    Args:
+        teacher: The teacher's record.
+        context_length: Tokens of the longest caption; longer ones are truncated.
+        vocab_size: Rows of the embedding table; the tokenizer's vocabulary must fit.
+        transformer_width: Of the tokens, a multiple of `transformer_heads`.
+        transformer_layers: Transformer blocks.
+        transformer_heads: Attention heads per block.
+        mlp_ratio: Hidden width of a block's MLP over the width.
+    """
+    tokenizer = teacher["tokenizer"]
+    if tokenizer["vocab_size"] > vocab_size:
+        raise ValueError(
+            f"student 'transformer': the tokenizer has {tokenizer['vocab_size']} tokens, found vocab_size {vocab_size}. "
+            f"Use --student.options.vocab_size {tokenizer['vocab_size']}"
+        )
+    if transformer_width % transformer_heads:
+        raise ValueError(
+            "student 'transformer': expected transformer_width a multiple of transformer_heads, "
+            f"found {transformer_width} and {transformer_heads}"
+        )
+    text_cfg = teacher["model_cfg"].get("text_cfg", {})
+    cfg = {
+        "context_length": context_length,
+        "vocab_size": vocab_size,
+        "width": transformer_width,
+        "layers": transformer_layers,
+        "heads": transformer_heads,
+        "mlp_ratio": mlp_ratio,
+    } | {key: text_cfg[key] for key in READING if key in text_cfg}
+    spec = TowerSpec(
+        tower="text",
+        embed_dim=teacher["embed_dim"],
+        cfg=cfg,
+        quick_gelu=teacher["model_cfg"].get("quick_gelu", False),
+        tokenizer={**tokenizer, "context_length": context_length},
+        teacher=dict(teacher),
+    )
+    return spec, spec.build()

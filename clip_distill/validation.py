@@ -1,0 +1,95 @@
+"""Validation of one tower against the teacher's other tower, from the store alone: no teacher in memory.
+
+Shapes: N own rows (photos, or unique captions), M rows of the other tower, C (photo, caption) pairs, D embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip_distill.data.layout import Split
+from clip_distill.evaluate.recall import retrieval_metrics
+from clip_distill.store.table import Store, StoreError, require_same, teacher_fingerprint
+from clip_distill.towers import Tower
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a student is measured against.
+
+    Args:
+        tower: Which tower the student replaces.
+        own: [N, D] the teacher's embedding of each row that the student embeds.
+        other: [M, D] the teacher's other tower.
+        caption_row: [C] row of each pair's caption among the captions.
+        image_row: [C] row of each pair's photo among the photos.
+    """
+
+    tower: Tower
+    own: Tensor
+    other: Tensor
+    caption_row: Tensor
+    image_row: Tensor
+
+    def metrics(self, student: Tensor) -> dict[str, float]:
+        """Retrieval of the student with the teacher's other tower, over all captions, and its mean cosine to the teacher.
+
+        Args:
+            student: [N, D], in the order of `own`; not normalised.
+        """
+        student = student.float()
+        images, captions = (student, self.other) if self.tower == "image" else (self.other, student)
+        result = dict(retrieval_metrics(images, captions[self.caption_row], self.image_row))
+        result["cosine"] = float(F.cosine_similarity(student, self.own, dim=-1).mean())
+        return result
+
+
+def load_validation(tower: Tower, images: Store, texts: Store, split: Split) -> tuple[Validation, pa.Table]:
+    """Join a split's photos and captions with what the store has of them.
+
+    Returns:
+        The validation, and the table of its own rows: photos (id, path, offset, size) or unique captions (id).
+
+    Raises:
+        StoreError: The two tables are of different teachers, or no caption has both its photo and itself in the store.
+    """
+    require_same(
+        f"{texts.folder}, beside {images.folder.name},",
+        teacher_fingerprint(images.manifest.teacher),
+        teacher_fingerprint(texts.manifest.teacher),
+        "Run `clip-distill embed` for both towers with one teacher, into one --store.",
+    )
+    photos = split.require_images()
+    photos = photos.filter(pa.array(images.find(photos.column("id")) >= 0))
+    captions = split.require_captions()
+    text_row = texts.find(captions.column("text"))
+    photo_row = np.asarray(_index(captions.column("image_id"), photos.column("id")))
+    both = (text_row >= 0) & (photo_row >= 0)
+    if not both.any():
+        raise StoreError(
+            f"{texts.folder}: expected captions of the validation photos, found none of the {len(captions)} captions in "
+            f"the store with their photo ({len(photos)} photos). Run `clip-distill embed --split val` on this data."
+        )
+    image_embeddings = _rows(images, images.find(photos.column("id")))
+    used, caption_row = np.unique(text_row[both], return_inverse=True)
+    own, other = image_embeddings, _rows(texts, used)
+    table = photos
+    if tower == "text":
+        own, other = other, own
+        table = pa.table({"id": texts.ids.take(pa.array(used))})
+    pairs = torch.from_numpy(caption_row), torch.from_numpy(photo_row[both])
+    return Validation(tower, own, other, *pairs), table
+
+
+def _index(needles: pa.ChunkedArray, haystack: pa.ChunkedArray) -> pa.Array:
+    return pa.compute.index_in(needles, value_set=haystack.combine_chunks()).fill_null(-1).combine_chunks()
+
+
+def _rows(store: Store, rows: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+    return torch.from_numpy(store.embeddings(rows)).float()

@@ -1,0 +1,132 @@
+"""A teacher and a data folder small enough for every test: real files, drawn in milliseconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from open_clip.model import CLIP, CustomTextCLIP
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+
+from clip_distill import cli
+from clip_distill.students.image import vit
+from clip_distill.students.text import transformer
+from clip_distill.teachers import load_teacher
+from clip_distill.towers import save_tower
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
+SHAPES = ("circle", "square", "bar", "frame")
+
+
+def save_teacher(folder: Path, *, custom_text: bool, seed: int = 0, quick_gelu: bool = False) -> str:
+    """Write an open_clip folder with a two-layer ViT and text transformer (D = 32); return its name as a teacher."""
+    cfg: dict[str, Any] = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+        "quick_gelu": quick_gelu,
+    }
+    torch.manual_seed(seed)
+    model = (CustomTextCLIP if custom_text else CLIP)(**cfg)
+    preprocess = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    config = {"model_cfg": cfg | ({"custom_text": True} if custom_text else {}), "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="session")
+def make_teacher() -> Callable[..., str]:
+    """`save_teacher`, for tests that want others than `tiny_teacher`."""
+    return save_teacher
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """`local-dir:…` of an open_clip folder with separate towers (`custom_text`); its weights are random."""
+    return save_teacher(tmp_path_factory.mktemp("teacher"), custom_text=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_plain_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same model in open_clip's older form, with the text tower's weights at the top level."""
+    return save_teacher(tmp_path_factory.mktemp("plain-teacher"), custom_text=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder: 24 photos of 48×40 in `image/`, 8 in `COCO/val2017/`, COCO captions (2 a photo to train, 3 to
+    validate, none given twice) and 24 lines of Conceptual Captions."""
+    root = tmp_path_factory.mktemp("data")
+    draw_split(root / "image", root / "COCO/annotations/captions_train2017.json", range(24), captions=2)
+    draw_split(root / "COCO/val2017", root / "COCO/annotations/captions_val2017.json", range(24, 32), captions=3)
+    lines = [f"{describe(i)} seen from afar\thttps://example.invalid/{i}.jpg\n" for i in range(24)]
+    (root / "CC").mkdir()
+    (root / "CC/Train_GCC-training.tsv").write_text("".join(lines), encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tiny_teacher: str, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_teacher`'s float32 embeddings of the validation split of `tiny_data`."""
+    store = tmp_path_factory.mktemp("store")
+    options = ["--split", "val", "--workers", "0", "--device", "cpu", "--dtype", "float32"]
+    cli.main(["embed", "--data", str(tiny_data), "--teacher", tiny_teacher, "--store", str(store), *options])
+    return store
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(tiny_teacher: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tower → folder of an untrained student of `tiny_teacher`, laid out as `fit` leaves it."""
+    teacher = load_teacher(tiny_teacher, "image")[0].teacher
+    torch.manual_seed(1)
+    students = {
+        "image": vit(teacher, input_resolution=32, patch_size=16, width=16, layers=1, heads=2),
+        "text": transformer(teacher, transformer_width=16, transformer_layers=1, transformer_heads=2),
+    }
+    folders = {tower: tmp_path_factory.mktemp(f"run-{tower}") for tower in students}
+    for tower, (spec, module) in students.items():
+        save_tower(folders[tower] / "student", spec, module)
+    return folders
+
+
+def describe(scene: int) -> str:
+    return f"a {COLOURS[scene % 8]} {SHAPES[scene // 8]} on {COLOURS[(scene + 3) % 8]}"
+
+
+def draw_split(photos: Path, annotations: Path, scenes: range, captions: int) -> None:
+    """Draw one JPEG per scene and write its captions in COCO's format."""
+    photos.mkdir(parents=True)
+    annotations.parent.mkdir(parents=True, exist_ok=True)
+    phrases = ("a picture of {}", "{}", "there is {}")
+    coco: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
+    for scene in scenes:
+        name = f"{scene:012d}.jpg"
+        draw_scene(scene).save(photos / name, quality=95)
+        coco["images"].append({"id": scene, "file_name": name, "width": 48, "height": 40})
+        for phrase in phrases[:captions]:
+            number = len(coco["annotations"])
+            coco["annotations"].append({"id": number, "image_id": scene, "caption": phrase.format(describe(scene))})
+    annotations.write_text(json.dumps(coco), encoding="utf-8")
+
+
+def draw_scene(scene: int) -> Image.Image:
+    image = Image.new("RGB", (48, 40), COLOURS[(scene + 3) % 8])
+    colour, shape = COLOURS[scene % 8], SHAPES[scene // 8]
+    draw = ImageDraw.Draw(image)
+    box = (10, 6, 34, 30)
+    if shape == "circle":
+        draw.ellipse(box, fill=colour)
+    elif shape == "square":
+        draw.rectangle(box, fill=colour)
+    elif shape == "bar":
+        draw.rectangle((4, 16, 44, 24), fill=colour)
+    else:
+        draw.rectangle(box, outline=colour, width=4)
+    return image
