@@ -1,4 +1,4 @@
-"""Captions tokenised per second: open_clip's tokenizer, ours, and the Rust ones that are installed; in one run, so as ratios.
+"""Captions tokenised per second: open_clip's tokenizer, ours, and the Rust ones that are installed, in one run.
 
     python benchmarks/tokens.py --data ../shared/flickr8k
     python benchmarks/tokens.py --data ../shared/flickr8k --count 5000000

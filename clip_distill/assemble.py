@@ -16,7 +16,7 @@ from clip_distill.data.views import Views
 from clip_distill.distill import Distiller
 from clip_distill.losses import WeightedSum
 from clip_distill.recipe import Loss, Recipe
-from clip_distill.store.table import Store, StoreError, open_table
+from clip_distill.store.table import Store, StoreError, open_table, require_same, teacher_fingerprint
 from clip_distill.students import make_student
 from clip_distill.towers import TowerSpec
 from clip_distill.validation import load_validation
@@ -75,8 +75,6 @@ def make_objective(loss: Loss) -> WeightedSum:
 
 def require_teacher(train: Store, val: Store) -> None:
     """Training and validation tables must be of one teacher."""
-    from clip_distill.store.table import require_same, teacher_fingerprint
-
     require_same(
         f"{train.folder}, beside {val.folder.name},",
         teacher_fingerprint(val.manifest.teacher),
@@ -133,7 +131,7 @@ def _captions(
 
 
 def student_tokens(tokenizer: TokenizerSpec, store: Store, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Ragged:
-    """The student's tokens of the given captions: the store's own where the tokenizer is the teacher's, else made anew."""
+    """The student's tokens of the given captions: the store's own where the tokenizer is the teacher's."""
     theirs = store.manifest.teacher["tokenizer"]
     if same_tokenizer(tokenizer.as_dict(), theirs) and tokenizer.context_length <= theirs["context_length"]:
         return store.tokens.take(rows).truncate(tokenizer.context_length)
@@ -152,12 +150,13 @@ def _known(store: Store, ids: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, np.
     if missing == len(rows):
         first = ids[0].as_py() if len(ids) else "nothing"
         raise StoreError(
-            f"{store.folder}: expected the data's {store.manifest.tower}s, found none of {len(rows)} (the first is {first!r}). "
-            "Is --data the folder that the store was made from?"
+            f"{store.folder}: expected the data's {store.manifest.tower}s, found none of {len(rows)} (the first is "
+            f"{first!r}). Is --data the folder that the store was made from?"
         )
     skipped = sum(store.manifest.skipped.values())
     if missing > skipped:
         print(
-            f"{store.folder}: {missing - skipped} of the data's {store.manifest.tower}s are not in the store; `clip-distill embed` adds them"
+            f"{store.folder}: {missing - skipped} of the data's {store.manifest.tower}s are not in the store; "
+            "`clip-distill embed` adds them"
         )
     return rows

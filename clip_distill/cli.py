@@ -15,6 +15,8 @@ VERBS = {
     "fit": "train a small image or text encoder from a store",
     "evaluate": "measure retrieval of teacher and students, in all pairings",
     "export": "write a student as an open_clip folder for other programs",
+    "store": "look at a store, check it, exchange it with other programs",
+    "plan": "state hours, disk and memory of embed and fit, from a few measured batches",
     "quickstart": "the whole way in minutes, on sample data or on yours",
 }
 

@@ -64,9 +64,10 @@ class Distiller(L.LightningModule):
         target = batch.target if self.teach is None else self.teach(batch.teacher_inputs)
         loss, parts = self.objective(student.float(), target)
         if not torch.isfinite(loss):
+            values = ", ".join(f"{name} {part.item():.4g}" for name, part in parts.items())
             raise ValueError(
-                f"the loss is {loss.item()} at step {self.global_step} ({', '.join(f'{k} {v.item():.4g}' for k, v in parts.items())}). "
-                "Lower --optimizer.lr, clip gradients (--trainer.gradient_clip_val 1), or use --trainer.precision bf16-mixed instead of 16-mixed."
+                f"the loss is {loss.item()} at step {self.global_step} ({values}). Lower --optimizer.lr, clip "
+                "gradients (--trainer.gradient_clip_val 1), or use --trainer.precision bf16-mixed instead of 16-mixed."
             )
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": part for name, part in parts.items()})
@@ -103,19 +104,38 @@ class Distiller(L.LightningModule):
         whole[rows] = embeddings
         if (seen := len(rows.unique())) != total:
             raise ValueError(
-                f"recall is measured on the whole validation set: expected {total} rows, found {seen}. Leave trainer.limit_val_batches out"
+                f"recall is measured on the whole validation set: expected {total} rows, found {seen}. "
+                "Leave trainer.limit_val_batches out"
             )
         return whole
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, except that Lightning refuses any fused optimiser under mixed precision, bf16 too."""
+        if self.trainer.precision == "bf16-mixed" and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            torch.nn.utils.clip_grad_norm_(self.student.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["spec"] = asdict(self.spec)
 
     def configure_optimizers(self) -> dict[str, Any]:
         options = self.optimizer_options
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.student, options.weight_decay), lr=options.lr, betas=tuple(options.betas), fused=True
-        )
-        total = int(self.trainer.estimated_stepping_batches)
+        groups = parameter_groups(self.student, options.weight_decay)
+        # fused is fastest, but leaves no moment between unscaling fp16 gradients and the step, at which to clip them
+        fused = self.trainer.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, fused=fused)
+        total = self.trainer.estimated_stepping_batches
+        if total == math.inf:
+            raise ValueError(
+                "the learning rate's schedule needs an end: expected trainer.max_epochs or max_steps, found neither"
+            )
+        total = int(total)
         epoch_steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         factor = lr_factor(options, total, max(1, epoch_steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -123,8 +143,16 @@ class Distiller(L.LightningModule):
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices and token embeddings with decay; norms, biases and position tables without."""
-    spared = set(module.no_weight_decay()) if hasattr(module, "no_weight_decay") else set()
+    """Two groups: matrices and token embeddings with decay; norms, biases, position tables and class tokens without.
+
+    Position tables and class tokens are what a tower, or a timm model within it, names in its `no_weight_decay()`.
+    """
+    spared = {
+        f"{prefix}.{name}".removeprefix(".")
+        for prefix, part in module.named_modules()
+        if hasattr(part, "no_weight_decay")
+        for name in part.no_weight_decay()
+    }
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     decayed = [p for name, p in trained if p.ndim >= 2 and name not in spared]
     plain = [p for name, p in trained if p.ndim < 2 or name in spared]

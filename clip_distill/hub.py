@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, asked once: where it can't be reached, its local cache answers at once, or says that it can't."""
+"""The Hugging Face Hub, asked once: where it can't be reached, the local cache answers at once, or fails at once."""
 
 from __future__ import annotations
 

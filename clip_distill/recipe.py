@@ -1,4 +1,4 @@
-"""The recipe: one YAML, one run. Keys are typed, unknown ones are errors, and each is also a flag (`--optimizer.lr 1e-3`)."""
+"""The recipe: one YAML, one run. Keys are typed, unknown ones are errors, each is a flag too (--optimizer.lr 1e-3)."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Recipe:
         loader: Batches.
         target: stored (the teacher's embeddings come from the store) or online (the teacher runs at every step).
         teacher: The teacher to run, for target online; the store's by default.
-        augment: Augmentation, for target online: a fresh view of each image every epoch, the same for teacher and student.
+        augment: Augmentation, for target online: a fresh view of each image every epoch, one for teacher and student.
         sources: Other places for parts of the data.
         seed: Of weights, batch order and online views.
         resume: Go on from the last checkpoint in `out`.

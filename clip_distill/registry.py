@@ -28,18 +28,18 @@ def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
         ValueError: The name is neither, or the module or the attribute does not exist.
     """
     target = table.get(name, name)
-    if ":" not in target:
+    module_name, _, attribute = target.partition(":")
+    if not (module_name and attribute):
         raise ValueError(
             f"unknown {kind} {name!r}: expected one of {', '.join(sorted(table))}, "
             f"or your own as 'module:Attr' (a file my_{kind}.py in this folder: 'my_{kind}:Attr')"
         )
-    module_name, attribute = target.split(":", 1)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
+        if not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module exists; something that it imports does not
         raise ValueError(
             f"{kind} {name!r}: there is no module {module_name!r} on sys.path or in {os.getcwd()}"

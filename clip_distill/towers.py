@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors.torch
 import torch
 from open_clip.model import _build_text_tower, _build_vision_tower
 from open_clip.transformer import TextTransformer
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clip_distill.files import read_json, write_json
@@ -37,7 +37,7 @@ class TowerSpec:
         embed_dim: D, the width of the embedding.
         cfg: open_clip's `vision_cfg` or `text_cfg`; keyword arguments of `builder` where there is one (`causal: true`
             among them lets a text tower's padding be cut).
-        quick_gelu: OpenAI's approximate GELU. open_clip has one switch for both towers, so a student takes its teacher's.
+        quick_gelu: OpenAI's approximate GELU. open_clip has one switch for both towers: a student takes its teacher's.
         preprocess: open_clip's `preprocess_cfg` (size, mean, std, interpolation, …) of an image tower.
         tokenizer: What turns captions into a text tower's tokens; see `clip_distill.data.tokens.TokenizerSpec`.
         builder: `module:Attr` of a function `(embed_dim, **cfg) -> nn.Module`, for towers that are not open_clip's.
@@ -102,7 +102,7 @@ def save_tower(folder: Path, spec: TowerSpec, module: nn.Module) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".{WEIGHTS_FILE}.tmp"
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    save_file(state, aside)
+    aside.write_bytes(safetensors.torch.save(state))  # its save_file makes files that only their owner can read
     aside.replace(folder / WEIGHTS_FILE)
     write_json(folder / SPEC_FILE, dataclasses.asdict(spec))
 
@@ -118,12 +118,12 @@ def load_tower(folder: Path | str) -> tuple[TowerSpec, nn.Module]:
         folder = folder / "student"
     if not (folder / SPEC_FILE).is_file():
         raise FileNotFoundError(
-            f"{folder}: expected a student ({SPEC_FILE} and {WEIGHTS_FILE}, written when `clip-distill fit` ends), found "
-            + ("none of them" if folder.is_dir() else "no such folder")
+            f"{folder}: expected a student ({SPEC_FILE} and {WEIGHTS_FILE}, written when `clip-distill fit` ends), "
+            "found " + ("none of them" if folder.is_dir() else "no such folder")
         )
     spec = TowerSpec(**read_json(folder / SPEC_FILE))
     module = spec.build()
-    module.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    module.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
     return spec, module.eval()
 
 

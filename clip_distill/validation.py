@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,7 +39,7 @@ class Validation:
     image_row: Tensor
 
     def metrics(self, student: Tensor) -> dict[str, float]:
-        """Retrieval of the student with the teacher's other tower, over all captions, and its mean cosine to the teacher.
+        """Retrieval with the teacher's other tower, over all captions, and the mean cosine to the teacher's own.
 
         Args:
             student: [N, D], in the order of `own`; not normalised.
@@ -73,8 +74,8 @@ def load_validation(tower: Tower, images: Store, texts: Store, split: Split) -> 
     both = (text_row >= 0) & (photo_row >= 0)
     if not both.any():
         raise StoreError(
-            f"{texts.folder}: expected captions of the validation photos, found none of the {len(captions)} captions in "
-            f"the store with their photo ({len(photos)} photos). Run `clip-distill embed --split val` on this data."
+            f"{texts.folder}: expected captions of the validation photos, found none of the {len(captions)} in the "
+            f"store with their photo ({len(photos)} photos). Run `clip-distill embed --split val` on this data."
         )
     image_embeddings = _rows(images, images.find(photos.column("id")))
     used, caption_row = np.unique(text_row[both], return_inverse=True)
@@ -88,7 +89,7 @@ def load_validation(tower: Tower, images: Store, texts: Store, split: Split) -> 
 
 
 def _index(needles: pa.ChunkedArray, haystack: pa.ChunkedArray) -> pa.Array:
-    return pa.compute.index_in(needles, value_set=haystack.combine_chunks()).fill_null(-1).combine_chunks()
+    return pc.index_in(needles, value_set=haystack.combine_chunks()).fill_null(-1).combine_chunks()
 
 
 def _rows(store: Store, rows: np.ndarray) -> Tensor:  # type: ignore[type-arg]

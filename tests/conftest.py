@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 from clip_distill import cli
+from clip_distill.data.tokens import TokenizerSpec
 from clip_distill.students.image import vit
 from clip_distill.students.text import transformer
 from clip_distill.teachers import load_teacher
@@ -94,6 +95,35 @@ def tiny_runs(tiny_teacher: str, tmp_path_factory: pytest.TempPathFactory) -> di
     for tower, (spec, module) in students.items():
         save_tower(folders[tower] / "student", spec, module)
     return folders
+
+
+@pytest.fixture(scope="session")
+def tiny_views_store(tiny_teacher: str, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_teacher`'s float32 embeddings of all of `tiny_data`, with two `crop_flip` views beside the plain."""
+    store = tmp_path_factory.mktemp("views-store")
+    options = ["--views", "3", "--augment", "crop_flip", "--workers", "0", "--device", "cpu", "--dtype", "float32"]
+    cli.main(["embed", "--data", str(tiny_data), "--teacher", tiny_teacher, "--store", str(store), *options])
+    return store
+
+
+def teacher_record(embed_dim: int = 512, quick_gelu: bool = False) -> dict[str, Any]:
+    """What a store's manifest would say of a CLIP of this width."""
+    return {
+        "name": "made-up",
+        "weights_sha256": "0" * 64,
+        "embed_dim": embed_dim,
+        "logit_scale": 100.0,
+        "model_cfg": {"embed_dim": embed_dim, "quick_gelu": quick_gelu, "vision_cfg": {}, "text_cfg": {}},
+        "preprocess": {"size": 224, "mode": "RGB", "mean": [0.4] * 3, "std": [0.3] * 3, "interpolation": "bicubic"}
+        | {"resize_mode": "shortest", "fill_color": 0},
+        "tokenizer": TokenizerSpec("clip", 77, 49408).as_dict(),
+    }
+
+
+@pytest.fixture(scope="session")
+def make_record() -> Callable[..., dict[str, Any]]:
+    """`teacher_record`: students are built from the record alone, so no teacher is needed."""
+    return teacher_record
 
 
 def describe(scene: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from clip_distill.commands import parsing
@@ -11,7 +10,9 @@ from clip_distill.data.layout import Sources
 
 if TYPE_CHECKING:
     from clip_distill.data.layout import Corpus
+    from clip_distill.store.build import EmbedParts
     from clip_distill.store.embed import Runner
+    from clip_distill.store.remote import Location
     from clip_distill.store.table import Manifest
 
 Split = Literal["train", "val"]
@@ -28,7 +29,7 @@ EXAMPLES = """\
   # N processes, on one machine or many with one file system
   torchrun --nproc-per-node N -m clip_distill.cli embed …
 
-Running the same command again continues where it stopped, and adds what is new in the data."""
+Running the same command again continues where it stopped, and adds what is new: photos, captions, --views."""
 
 
 def embed(
@@ -53,10 +54,10 @@ def embed(
     Args:
         data: Folder in the documented layout (image/, COCO/val2017/, COCO/annotations/, CC/).
         teacher: ViT-B-32/openai, local-dir:PATH, hf-hub:ORG/REPO, transformers:PATH_OR_NAME, or module:Attr.
-        store: Folder to write; it gets one table per tower and split.
+        store: Folder to write, or a URL (s3://…); it gets one table per tower and split.
         tower: Which of the teacher's towers to run; only one is in memory at a time.
         split: Which part of the data; validation always gets one plain view.
-        views: Views per training image: one plain, the others augmented.
+        views: Views per training image: one plain, the others augmented. A larger number adds views to a store.
         augment: How views 1 and up are made: crop_flip, crop_flip_color, randaugment, original, or module:Attr.
         seed: Of the augmented views.
         batch_size: Views or captions per forward pass.
@@ -85,43 +86,52 @@ def embed(
         spec, module = load_teacher(teacher, each)
         runner = Runner(spec, module, pick_device(device), precision, batch_size, workers)
         for part in splits:
-            augmented = part == "train" and each == "image"
+            augmented = part == "train" and each == "image" and views > 1
             made_by = Manifest(
                 tower=each,
                 split=part,
                 teacher=spec.teacher,
                 views=views if augmented else 1,
                 augment=augment if augmented else "none",
-                seed=seed,
+                seed=seed if augmented else 0,
                 dtype=dtype,
                 precision=precision,
             )
             _embed_table(table_folder(store, each, part), made_by, corpus, runner, shard_rows)
 
 
-def _embed_table(folder: Path, made_by: Manifest, corpus: Corpus, runner: Runner, shard_rows: int) -> None:
+def _embed_table(folder: Location, made_by: Manifest, corpus: Corpus, runner: Runner, shard_rows: int) -> None:
     """Make one table, and say what it holds."""
     import pyarrow as pa
 
-    from clip_distill.data.views import Views
-    from clip_distill.store.build import build_table
-    from clip_distill.store.embed import embed_images, embed_texts
+    from clip_distill.store.build import build_table, process_rank
 
     data = corpus.train if made_by.split == "train" else corpus.val
-    title = f"{made_by.tower}s, {made_by.split}"
     if made_by.tower == "image":
         items = data.require_images()
-        views = Views(made_by.teacher["preprocess"], made_by.augment, made_by.seed)
-        embed_parts = partial(embed_images, runner, views=views, count=made_by.views, title=title)
     else:
         items = pa.table({"id": data.require_captions().column("text").unique()})
-        embed_parts = partial(embed_texts, runner, title=title)
-    table = build_table(folder, made_by, items, embed_parts, shard_rows)
+    table = build_table(folder, made_by, items, partial(_embed_with, runner), shard_rows)
     if table is None:
-        print(f"{folder}: this process has written its shards; the last one to end finishes the table")
+        rank, world = process_rank()
+        print(f"{folder}: process {rank} of {world} has written its shards; the last one to end finishes the table")
         return
+    if made_by.views < table.manifest.views:
+        print(f"{folder}: has {table.manifest.views} views already, and keeps them; {made_by.views} asked for")
     skipped = "".join(f", {count} skipped ({reason})" for reason, count in table.manifest.skipped.items())
     print(f"{folder}: {len(table)} rows × {table.manifest.views} × {table.manifest.dim}{skipped}")
+
+
+def _embed_with(runner: Runner, made_by: Manifest) -> EmbedParts:
+    """The function that embeds what the manifest says."""
+    from clip_distill.data.views import Views
+    from clip_distill.store.embed import embed_images, embed_texts
+
+    title = f"{made_by.tower}s, {made_by.split}"
+    if made_by.tower == "text":
+        return partial(embed_texts, runner, title=title)
+    views = Views(made_by.teacher["preprocess"], made_by.augment, made_by.seed)
+    return partial(embed_images, runner, views=views, title=title)
 
 
 def main(argv: list[str]) -> None:

@@ -80,7 +80,7 @@ def to_recipe(arguments: ArgumentParser, config: Any) -> tuple[Recipe, dict[str,
 
     from clip_distill.recipe import Recipe
 
-    built = arguments.instantiate_classes(config)
+    built = arguments.instantiate(config)
     return Recipe(**{each.name: built[each.name] for each in fields(Recipe)}), dict(built["trainer"].as_dict())
 
 
@@ -177,7 +177,7 @@ def write_recipe(arguments: ArgumentParser, config: Any, out: Path) -> None:
     for key in ("resume", "overwrite"):
         chosen[key] = False
     aside = out / ".recipe.yaml.tmp"
-    aside.write_text(arguments.dump(chosen, skip_none=True), encoding="utf-8")
+    aside.write_text(arguments.dump(chosen, skip_unset=True), encoding="utf-8")
     aside.replace(out / "recipe.yaml")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -31,8 +32,8 @@ def new_parser(verb: str, description: str, examples: str) -> ArgumentParser:
 
 def run(verb: str, function: Callable[..., Any], examples: str, argv: list[str]) -> Any:
     """Parse `argv` by the signature of `function`, call it, return what it returns."""
-    summary = (function.__doc__ or "").split("\n\n")[0]
+    summary = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0]
     parser = new_parser(verb, summary, examples)
     parser.add_function_arguments(function, as_group=False)
     arguments = parser.parse_args(argv)
-    return function(**parser.instantiate_classes(arguments).as_dict())
+    return function(**parser.instantiate(arguments).as_dict())

@@ -75,7 +75,7 @@ def load(
                 tokenizer = HFTokenizer(source, context_length=context_length, tokenizer_mode=mode, **kwargs)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"tokenizer {source!r}: expected a folder with a Hugging Face tokenizer, or a name on the hub; {error}\n"
+                f"tokenizer {source!r}: expected a Hugging Face tokenizer's folder or hub name, found {error}\n"
                 "If the folder has moved, put it back or give the teacher's new place."
             ) from error
     found = hash_tokenizer(tokenizer.tokenizer)
@@ -120,7 +120,7 @@ def describe(
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of what decides the ids: vocabulary, merges, normalisation, special tokens; not of where the files lie."""
+    """SHA-256 of what decides the ids: vocabulary, merges, normalisation, special tokens; not where it lies."""
     facts: dict[str, Any] = {name: getattr(tokenizer, name, None) for name in SPECIAL}
     facts |= {"padding_side": tokenizer.padding_side, "truncation_side": tokenizer.truncation_side}
     backend = getattr(tokenizer, "backend_tokenizer", None)

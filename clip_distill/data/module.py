@@ -1,7 +1,6 @@
 """Batches for training and validation: (view or caption, stored teacher embedding), joined by id.
 
-A dataset's item is a whole batch: the sampler names its rows and views, so what a batch holds is decided in one place,
-`EpochBatches`, and depends only on (seed, epoch), never on workers or processes.
+A dataset's item is a whole batch: the sampler names its rows and views (`data.order`).
 Shapes: N rows, B batch, L tokens of the batch's longest caption, S image side, D embedding.
 """
 
@@ -17,15 +16,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from clip_distill.data.images import read_image
+from clip_distill.data.images import BadImage, read_image
+from clip_distill.data.order import EpochBatches, InOrder, Items
 from clip_distill.data.tokens import Ragged
 from clip_distill.data.views import Views
 from clip_distill.store.table import Store
-
-Items = list[tuple[int, int]]  # (row, view)
 
 
 class Batch(NamedTuple):
@@ -75,7 +74,7 @@ class Images(Dataset[Batch]):
         records = self.images.take([row for row, _ in items]).to_pylist()
         pixels, teacher_pixels = [], []
         for record, (_, view) in zip(records, items, strict=True):
-            image = read_image(record["path"], record["offset"], record["size"])
+            image = read(record)
             pixels.append(self.views(image, record["id"], view))
             if self.teacher_views is not None:
                 teacher_pixels.append(self.teacher_views(image, record["id"], view))
@@ -83,6 +82,21 @@ class Images(Dataset[Batch]):
         teacher_inputs = (torch.stack(teacher_pixels) if teacher_pixels else inputs) if self.online else None
         rows, views = np.array(items, np.int64).T
         return Batch(inputs, stored(self.store, self.store_rows, rows, views), teacher_inputs, torch.from_numpy(rows))
+
+
+def read(record: dict[str, Any]) -> Image.Image:
+    """The photo of a row of `data.layout`.
+
+    Raises:
+        ValueError: It could be read when the store was made and can't be now, or was never asked for (teacher online).
+    """
+    try:
+        return read_image(record["path"], record["offset"], record["size"])
+    except BadImage as error:
+        raise ValueError(
+            f"{record['path']}: expected the photo {record['id']!r}, found: {error.reason}. Put the photo back, "
+            "or take it out of the data folder and go on with --resume true"
+        ) from error
 
 
 class Captions(Dataset[Batch]):
@@ -131,71 +145,12 @@ def stored(
     return torch.from_numpy(store.embeddings(store_rows[rows], views)).float()
 
 
-class EpochBatches(Sampler[Items]):
-    """Every row once an epoch, in an order that depends on (seed, epoch) alone; this process's share of each batch.
-
-    The batches of all processes together are those that one process would see with `batch_size · world`: process r
-    takes rows r, r + world, … of each. The last batch may be short; with several processes it is cut to a multiple of
-    their number, since each must have equally many.
-
-    Args:
-        rows: N.
-        batch_size: Per process.
-        views: How many stored views to choose from, at random; 0 asks for a fresh view each epoch (online).
-        seed: Of the order and of the choice of views.
-        rank: This process.
-        world: Processes.
-    """
-
-    def __init__(
-        self, rows: int, batch_size: int, views: int = 1, seed: int = 0, rank: int = 0, world: int = 1
-    ) -> None:
-        self.rows, self.batch_size, self.views, self.seed, self.rank, self.world = (
-            rows,
-            batch_size,
-            views,
-            seed,
-            rank,
-            world,
-        )
-        self.epoch = 0
-        self.skip = 0  # batches of the next epoch that a resumed run has already seen
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before every epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        usable = self.rows - self.rows % self.world
-        return -(-usable // (self.batch_size * self.world))
-
-    def __iter__(self) -> Iterator[Items]:
-        random = np.random.default_rng([self.seed, self.epoch])
-        order = random.permutation(self.rows)[: self.rows - self.rows % self.world]
-        views = random.integers(self.views, size=self.rows) if self.views else np.full(self.rows, self.epoch + 1)
-        size = self.batch_size * self.world
-        first, self.skip = self.skip, 0
-        for start in range(first * size, len(order), size):
-            mine = order[start : start + size][self.rank :: self.world]
-            yield [(int(row), int(views[row])) for row in mine]
-
-
-class InOrder(Sampler[Items]):
-    """Rows once, plain views, for validation: this process's share."""
-
-    def __init__(self, rows: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.mine, self.batch_size = range(rank, rows, world), batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.mine) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Items]:
-        for start in range(0, len(self.mine), self.batch_size):
-            yield [(row, 0) for row in self.mine[start : start + self.batch_size]]
-
-
 class ResumableLoader(DataLoader[Batch]):
-    """A loader whose place within an epoch goes into Lightning's checkpoint, by its `state_dict` protocol."""
+    """A loader that knows its place within an epoch.
+
+    It follows Lightning's `state_dict` protocol; but Lightning 2.6 does not hand the state back where a schedule asked
+    for the number of steps first, so `DistillData` saves and restores the same place as well.
+    """
 
     sampler: EpochBatches
     yielded = 0
@@ -221,6 +176,10 @@ class LoaderOptions:
     val_batch_size: int
     workers: int
 
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.val_batch_size) < 1 or self.workers < 0:
+            raise ValueError(f"expected batch sizes of 1 or more and 0 or more workers, found {self}")
+
 
 class DistillData(L.LightningDataModule):
     """The two loaders.
@@ -238,11 +197,23 @@ class DistillData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.train, self.val, self.views, self.options, self.seed = train, val, views, options, seed
+        self._loader: ResumableLoader | None = None
+        self._restored = {"batches": 0}
 
     def train_dataloader(self) -> ResumableLoader:
         size = self.options.batch_size
-        sampler = EpochBatches(len(self.train), size, self.views, self.seed, *self._place())
-        return ResumableLoader(self.train, sampler=sampler, **self._loader_arguments())
+        lengths = self.train.tokens.lengths if isinstance(self.train, Captions) else None
+        sampler = EpochBatches(len(self.train), size, self.views, self.seed, *self._place(), lengths)
+        self._loader = ResumableLoader(self.train, sampler=sampler, **self._loader_arguments())
+        self._loader.load_state_dict(self._restored)
+        self._restored = {"batches": 0}  # of one epoch alone, should Lightning ask for another loader
+        return self._loader
+
+    def state_dict(self) -> dict[str, int]:
+        return self._loader.state_dict() if self._loader is not None else self._restored
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._restored = state
 
     def val_dataloader(self) -> DataLoader[Batch]:
         sampler = InOrder(len(self.val), self.options.val_batch_size, *self._place())

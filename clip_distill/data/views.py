@@ -1,7 +1,7 @@
 """Views: model-ready pixels as a pure function of (sample id, view number, seed).
 
 View 0 is the teacher's own geometry, without augmentation. Views 1 and up are augmented; their randomness comes from
-a generator seeded by the three, so a loader rebuilds exactly the pixels that the teacher saw, years later, in any order.
+a generator seeded by the three, so a loader rebuilds the very pixels that the teacher saw, years later, in any order.
 Shapes: B batch, S image side.
 """
 
@@ -99,7 +99,7 @@ def view_seed(id: str, view: int, seed: int) -> int:
 
 
 def normalise(pixels: Tensor, preprocess: dict[str, Any]) -> Tensor:
-    """uint8 [B, 3, S, S] → float32, with the teacher's mean and std; done on the device, where a byte is cheap to bring."""
+    """uint8 [B, 3, S, S] → float32, with the teacher's mean and std; on the device, where a byte is cheap to bring."""
     mean = torch.tensor(preprocess["mean"], device=pixels.device).view(3, 1, 1)
     std = torch.tensor(preprocess["std"], device=pixels.device).view(3, 1, 1)
     floats = pixels.to(torch.float32, memory_format=torch.channels_last)  # convolutions run twice as fast on it

@@ -33,7 +33,7 @@ class WeightedSum(nn.Module):
         options: Loss name → keyword arguments, for instance `{"kl": {"temperature": 4}}`.
 
     Raises:
-        ValueError: The lists are empty or of unequal length, or an option is for a loss that is not named.
+        ValueError: The lists are empty or of unequal length, a loss is named twice, or an option is for one not named.
     """
 
     def __init__(
@@ -48,6 +48,10 @@ class WeightedSum(nn.Module):
             raise ValueError(
                 f"expected a loss's name, weight and scale at each place of the three lists, found {len(names)} names "
                 f"{list(names)}, {len(weights)} weights {list(weights)} and {len(scales)} scales {list(scales)}"
+            )
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"expected each loss once, found {list(names)}; add the weights of one that is named twice"
             )
         options = options or {}
         if unused := set(options) - set(names):

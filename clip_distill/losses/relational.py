@@ -1,15 +1,18 @@
 """Losses between similarities: what is close to what, rather than where a sample lies.
 
 They take the same `student` and `target` [B, D] as the others. Under several processes the target side is gathered, so
-that each process compares its samples with the whole batch's. Shapes: B batch of this process, G batch of all, D embedding.
+that each process compares its samples with the whole batch's.
+Shapes: B batch of this process, G batch of all, D embedding.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 
 class GramKL(nn.Module):
@@ -41,23 +44,36 @@ class GramKL(nn.Module):
 
 def _log_similarities(rows: Tensor, others: Tensor, temperature: float, itself: Tensor) -> Tensor:
     """log softmax [B, G] of similarities; a sample's similarity to itself is given no weight."""
-    similarities = (rows @ others.T) / temperature
+    with torch.autocast(rows.device.type, enabled=False):  # bf16's three digits, over a small τ, would be noise
+        similarities = (rows @ others.T) / temperature
     return similarities.masked_fill(itself, torch.finfo(similarities.dtype).min).log_softmax(dim=-1)
 
 
+class _AllGather(torch.autograd.Function):
+    """[B, D] of each process → [G, D] in order of rank. A row's gradient is the sum of what all processes ask of it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
 def _distributed() -> bool:
-    return (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    )
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _gather(rows: Tensor) -> Tensor:
-    """[G, D] rows of every process, in order of rank, with gradients to all of them."""
-    return torch.cat(all_gather(rows)) if _distributed() else rows
+    gathered: Tensor = _AllGather.apply(rows) if _distributed() else rows
+    return gathered
 
 
 def _first_row(rows: Tensor) -> int:
     """Where this process's rows begin in the gathered ones."""
-    return torch.distributed.get_rank() * len(rows) if _distributed() else 0
+    return dist.get_rank() * len(rows) if _distributed() else 0

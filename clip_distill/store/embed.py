@@ -1,6 +1,6 @@
 """Run a teacher's tower over images or captions, yielding finished shards for `build_table`.
 
-Shapes: B images in a batch, V views, S image side, L tokens of a batch's longest caption, D embedding, N rows of a shard.
+Shapes: B images in a batch, V views, S image side, L tokens of a batch's longest caption, D embedding, N rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from clip_distill.data.images import BadImage, read_image
 from clip_distill.data.tokens import TokenizerSpec, tokenize
 from clip_distill.data.views import Views, normalise
-from clip_distill.store.build import Part, Shard
+from clip_distill.store.build import Part
+from clip_distill.store.write import Shard
 from clip_distill.towers import TowerSpec
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,10 +60,17 @@ class Runner:
 
 
 class ImageViews(Dataset[tuple[str, Tensor | str]]):
-    """Image by image: its id, and its views uint8 [V, 3, S, S] or the reason why it can't be read."""
+    """Image by image: its id, and its views uint8 [V, 3, S, S] or the reason why it can't be read.
 
-    def __init__(self, images: pa.Table, views: Views, count: int) -> None:
-        self.images, self.views, self.count = images, views, count
+    Args:
+        images: Table of `data.layout`, one row per image.
+        views: Renders the views.
+        stop: Number of the last view, and one.
+        first: Number of the first view; V is `stop - first`.
+    """
+
+    def __init__(self, images: pa.Table, views: Views, stop: int, first: int = 0) -> None:
+        self.images, self.views, self.numbers = images, views, range(first, stop)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,24 +79,29 @@ class ImageViews(Dataset[tuple[str, Tensor | str]]):
         row = self.images.slice(index, 1).to_pylist()[0]
         try:
             image = read_image(row["path"], row["offset"], row["size"])
-            return row["id"], torch.stack([self.views(image, row["id"], view) for view in range(self.count)])
+            return row["id"], torch.stack([self.views(image, row["id"], view) for view in self.numbers])
         except BadImage as error:
             return row["id"], str(error)
 
 
 def embed_images(
-    runner: Runner, images: pa.Table, parts: list[Part], views: Views, count: int, title: str
+    runner: Runner, images: pa.Table, parts: list[Part], numbers: range, views: Views, title: str
 ) -> Iterator[tuple[Part, Shard]]:
-    """Embed `count` views of each image; one that can't be read is skipped with its reason.
+    """Embed views of each image; one that can't be read is skipped with its reason.
+
+    What a batch holds depends on its shard alone, so neither a restart nor the number of processes changes a bit.
 
     Args:
         runner: The teacher's image tower.
         images: Table of `data.layout`, one row per image.
         parts: Which rows make which shard.
+        numbers: Which V views.
         views: Renders the views.
-        count: V.
         title: Of the progress bar.
     """
+    if not parts:
+        return
+    count = len(numbers)
     per_batch = max(1, runner.batch_size // count)
     batches = [
         (part, range(start, min(start + per_batch, part.stop)))
@@ -96,8 +109,8 @@ def embed_images(
         for start in range(part.start, part.stop, per_batch)
     ]
     loader = DataLoader(
-        ImageViews(images, views, count),
-        batch_sampler=[list(rows) for _, rows in batches],
+        ImageViews(images, views, numbers.stop, numbers.start),
+        batch_sampler=[rows for _, rows in batches],
         num_workers=runner.workers,
         collate_fn=list,
         pin_memory=runner.device.type == "cuda",
@@ -105,7 +118,7 @@ def embed_images(
     total = sum(part.stop - part.start for part in parts)
     shard = Shard([], [])
     blocks: list[NDArray[np.float32]] = []
-    with tqdm(total=total, desc=title, unit=" images", smoothing=0, disable=total == 0) as bar:
+    with tqdm(total=total, desc=title, unit=" images", smoothing=0) as bar:
         for (part, rows), items in zip(batches, loader, strict=True):
             good = [(id, pixels) for id, pixels in items if isinstance(pixels, Tensor)]
             shard.skipped |= {id: reason for id, reason in items if isinstance(reason, str)}
@@ -122,11 +135,23 @@ def embed_images(
                 shard, blocks = Shard([], []), []
 
 
-def embed_texts(runner: Runner, texts: pa.Table, parts: list[Part], title: str) -> Iterator[tuple[Part, Shard]]:
-    """Embed unique captions, in each shard from short to long, cut to the batch's longest where the tower is causal."""
+def embed_texts(
+    runner: Runner, texts: pa.Table, parts: list[Part], numbers: range, title: str
+) -> Iterator[tuple[Part, Shard]]:
+    """Embed unique captions, in each shard from short to long, cut to the batch's longest where the tower is causal.
+
+    Args:
+        runner: The teacher's text tower.
+        texts: Table whose first column holds the captions.
+        parts: Which rows make which shard.
+        numbers: Which views; a caption has the plain one alone.
+        title: Of the progress bar.
+    """
+    if not parts:
+        return
     tokenizer = TokenizerSpec(**runner.spec.tokenizer)
     total = sum(part.stop - part.start for part in parts)
-    with tqdm(total=total, desc=title, unit=" captions", smoothing=0, disable=total == 0) as bar:
+    with tqdm(total=total, desc=title, unit=" captions", smoothing=0) as bar:
         for part in parts:
             ids = texts.column(0).slice(part.start, part.stop - part.start).to_pylist()
             tokens = tokenize(tokenizer, ids)
@@ -137,4 +162,4 @@ def embed_texts(runner: Runner, texts: pa.Table, parts: list[Part], title: str) 
                 width = None if runner.spec.causal else tokenizer.context_length
                 out[rows] = runner(tokens.take(rows).pad(tokenizer.pad_id, width).to(runner.device))
                 bar.update(len(rows))
-            yield part, Shard(ids, [out], tokens)
+            yield part, Shard(ids, [out for _ in numbers], tokens)

@@ -2,6 +2,7 @@
 
     STORE/image-train/            one table: a tower and a split
       manifest.json               written last; a folder without it is unfinished
+      plan.json                   which items make which shard, of the last `embed`; only that reads it
       shard-00000/
         rows.parquet              the ids of its N rows: an image's id, or the caption itself
         view-000.npy … view-V.npy [N, D] float16 or float32 each, not normalised
@@ -14,6 +15,8 @@ Shapes: N rows, V views, D embedding, B batch.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +28,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clip_distill.data.tokens import Ragged
-from clip_distill.files import read_json
+from clip_distill.data.tokens import Ragged, identity, starts
+from clip_distill.store.arrays import map_array
+from clip_distill.store.remote import Location, local_copy, locate
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+FIND_ROWS = 2_000_000
 
 
 class StoreError(ValueError):
@@ -43,7 +48,8 @@ class Manifest:
     Args:
         tower: "image" or "text": which of the teacher's towers made it.
         split: "train" or "val".
-        teacher: Name, `weights_sha256` of the whole model, `model_cfg`, `preprocess`, `tokenizer`, `embed_dim`, `logit_scale`.
+        teacher: Name, `weights_sha256` of the whole model, `model_cfg`, `preprocess`, `tokenizer`, `embed_dim`,
+            `logit_scale`.
         views: V, how many views each row has. View 0 is the teacher's own preprocessing, without augmentation.
         augment: Name of the augmentation that made views 1 and up.
         seed: The view seed.
@@ -82,8 +88,9 @@ class Manifest:
 
 def teacher_fingerprint(teacher: dict[str, Any]) -> dict[str, Any]:
     """The part of a fingerprint that names the teacher. Its name is left out: a copied folder is the same teacher."""
-    keys = ("weights_sha256", "embed_dim", "preprocess", "tokenizer")
-    return flatten({"teacher": {key: teacher.get(key) for key in keys}})
+    keys = ("weights_sha256", "embed_dim", "preprocess")
+    known = {key: teacher.get(key) for key in keys} | {"tokenizer": identity(teacher["tokenizer"])}
+    return flatten({"teacher": known})
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -116,23 +123,36 @@ def require_same(what: str, expected: dict[str, Any], found: dict[str, Any], fix
 class Store:
     """One table, opened by its manifest; ids and embeddings are read when first asked for.
 
-    A store may be sent to worker processes: memory maps are opened anew in each, since `np.memmap` pickles by value.
+    A store may be sent to worker processes: memory maps are opened anew in each, since they pickle by value.
+
+    Args:
+        folder: A folder, or a URL that fsspec knows; of the latter, files are downloaded as they are needed.
+
+    Attributes:
+        manifest: What the table holds and what made it.
+        digest: SHA-256 of the manifest: of the whole table, since the manifest has those of all files.
+        starts: First row of each shard, and N.
+
+    Raises:
+        StoreError: There is no finished store, or one of another format.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Location | str) -> None:
+        self.folder = locate(folder)
         if not (self.folder / MANIFEST).is_file():
             state = "an unfinished store" if any(self.folder.glob("shard-*")) else "no store"
             raise StoreError(
                 f"{self.folder}: expected a finished store ({MANIFEST}), found {state}. "
                 "Run (or run again) `clip-distill embed`; it continues where it stopped."
             )
-        found = read_json(self.folder / MANIFEST)
+        content = (self.folder / MANIFEST).read_bytes()
+        found = json.loads(content)
         if found.get("format") != FORMAT:
             raise StoreError(f"{self.folder}: expected store format {FORMAT}, found {found.get('format')}")
         self.manifest = Manifest(**found)
-        self._starts = np.cumsum([0, *(shard["rows"] for shard in self.manifest.shards)])
-        self._maps: dict[tuple[int, str], NDArray[Any]] = {}
+        self.digest = hashlib.sha256(content).hexdigest()
+        self.starts = np.cumsum([0, *(shard["rows"] for shard in self.manifest.shards)])
+        self._maps: dict[tuple[int, int], NDArray[Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_maps": {}}
@@ -143,61 +163,109 @@ class Store:
     @cached_property
     def ids(self) -> pa.Array:
         """[N] strings: image ids, or the captions themselves."""
-        names = [shard["name"] for shard in self.manifest.shards]
-        tables = [pq.read_table(self.folder / name / "rows.parquet", columns=["id"]) for name in names]
-        if not tables:
-            return pa.array([], pa.large_string())
-        return pa.concat_tables(tables).column("id").cast(pa.large_string()).combine_chunks()
+        return pa.concat_arrays([pa.array([], pa.large_string()), *map(self._shard_ids, range(self._shards))])
 
     def find(self, ids: pa.Array | pa.ChunkedArray | list[str]) -> NDArray[np.int64]:
-        """Row of each id; -1 where there is none."""
-        needles = pa.array(ids, pa.large_string()) if isinstance(ids, list) else ids.cast(pa.large_string())
-        rows = pc.index_in(needles, value_set=self.ids).fill_null(-1)
-        return np.asarray(rows).astype(np.int64)
+        """Row of each id; -1 where there is none.
+
+        A hash table takes some hundred bytes an id, so the store's ids go into one a part at a time.
+        """
+        needles = pa.chunked_array([pa.array(ids, pa.large_string())]) if isinstance(ids, list) else ids
+        needles = needles.cast(pa.large_string())
+        rows = np.full(len(needles), -1, np.int64)
+        for first, last in _runs(self.starts, FIND_ROWS):
+            part = pa.concat_arrays([self._shard_ids(shard) for shard in range(first, last)])
+            left = np.flatnonzero(rows < 0)
+            wanted = needles if len(left) == len(rows) else needles.take(pa.array(left))
+            found = np.asarray(pc.index_in(wanted, value_set=part).fill_null(-1)).astype(np.int64)
+            rows[left] = np.where(found < 0, -1, found + self.starts[first])
+        return rows
 
     def embeddings(self, rows: NDArray[np.int64], views: NDArray[np.int64] | int = 0) -> NDArray[Any]:
-        """[B, D] stored embeddings of the given rows, each at its view; any order, repeats allowed."""
+        """[B, D] stored embeddings of the given rows, each at its view; any order, repeats allowed.
+
+        Raises:
+            StoreError: There is no such row or view.
+        """
         rows = np.asarray(rows)
         views = np.broadcast_to(np.asarray(views), rows.shape)
+        for what, asked, count in (("rows", rows, len(self)), ("views", views, self.manifest.views)):
+            if rows.size and (asked.min() < 0 or asked.max() >= count):
+                asked_for = f"{asked.min()} … {asked.max()}"
+                raise StoreError(f"{self.folder}: expected {what} from 0 up to {count - 1}, found {asked_for}")
         out = np.empty((len(rows), self.manifest.dim), self.manifest.dtype)
-        shards = np.searchsorted(self._starts, rows, side="right") - 1
-        for shard in np.unique(shards):
-            for view in np.unique(views[shards == shard]):
-                chosen = (shards == shard) & (views == view)
-                out[chosen] = self._map(shard, f"view-{view:03d}.npy")[rows[chosen] - self._starts[shard]]
+        shards = np.searchsorted(self.starts, rows, side="right") - 1
+        keys = shards * self.manifest.views + views
+        order = np.argsort(keys, kind="stable")
+        first_of_file = np.flatnonzero(np.diff(keys[order], prepend=-1))
+        for chosen in np.split(order, first_of_file[1:]) if rows.size else []:
+            shard, view = int(shards[chosen[0]]), int(views[chosen[0]])
+            out[chosen] = self._map(shard, view)[rows[chosen] - self.starts[shard]]
         return out
 
     def all_embeddings(self, view: int = 0) -> NDArray[Any]:
         """[N, D], in the order of `ids`."""
-        parts = [self._map(shard, f"view-{view:03d}.npy") for shard in range(len(self.manifest.shards))]
-        return np.concatenate(parts) if parts else np.empty((0, self.manifest.dim), self.manifest.dtype)
+        out = np.empty((len(self), self.manifest.dim), self.manifest.dtype)
+        for shard in range(self._shards):
+            out[self.starts[shard] : self.starts[shard + 1]] = self._map(shard, view)
+        return out
 
     @cached_property
     def tokens(self) -> Ragged:
         """The teacher's tokens of every caption, in the order of `ids`; a text store has them."""
-        shards = range(len(self.manifest.shards))
-        flats = [self._map(shard, "tokens.npy") for shard in shards]
-        starts = np.cumsum([0, *map(len, flats)])
-        offsets = [self._map(shard, "offsets.npy")[1:] + starts[shard] for shard in shards]
-        flat = np.concatenate(flats) if flats else np.empty(0, np.uint16)
-        return Ragged(flat, np.concatenate([np.zeros(1, np.int64), *offsets]))
+        lengths = [np.diff(np.load(self.file(shard, "offsets.npy"))) for shard in range(self._shards)]
+        offsets = starts(np.concatenate([np.empty(0, np.int64), *lengths]))
+        flat = np.empty(0, np.uint16)
+        for shard in range(self._shards):
+            part = np.load(self.file(shard, "tokens.npy"))
+            if shard == 0:
+                flat = np.empty(offsets[-1], part.dtype)
+            start = offsets[self.starts[shard]]
+            flat[start : start + len(part)] = part
+        return Ragged(flat, offsets)
 
-    def _map(self, shard: int, name: str) -> NDArray[Any]:
-        key = (int(shard), name)
+    def file(self, shard: int, name: str) -> Path:
+        """One file of a shard, on this machine: itself, or a checked copy of a remote one."""
+        record = self.manifest.shards[shard]
+        return local_copy(self.folder / record["name"] / name, record["sha256"][name])
+
+    @property
+    def _shards(self) -> int:
+        return len(self.manifest.shards)
+
+    def _shard_ids(self, shard: int) -> pa.Array:
+        column = pq.read_table(self.file(shard, "rows.parquet"), columns=["id"]).column("id").cast(pa.large_string())
+        return pa.concat_arrays([pa.array([], pa.large_string()), *column.chunks])
+
+    def _map(self, shard: int, view: int) -> NDArray[Any]:
+        key = (shard, view)
         if key not in self._maps:
-            path = self.folder / self.manifest.shards[shard]["name"] / name
-            # mmap_mode refuses arrays of no bytes, which a shard of skipped rows has
-            empty = self.manifest.shards[shard]["rows"] == 0
-            self._maps[key] = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
+            shape = (self.manifest.shards[shard]["rows"], self.manifest.dim)
+            self._maps[key] = map_array(self.file(shard, view_file(view)), shape, self.manifest.dtype)
         return self._maps[key]
 
 
-def table_folder(root: Path | str, tower: str, split: str) -> Path:
-    """Where `embed` puts one table below the folder that it is given."""
-    return Path(root) / f"{tower}-{split}"
+def view_file(view: int) -> str:
+    """Name of the file that holds one view of a shard."""
+    return f"view-{view:03d}.npy"
 
 
-def open_table(root: Path | str, tower: str, split: str) -> Store:
+def _runs(bounds: NDArray[np.int64], rows: int) -> list[tuple[int, int]]:
+    """Cut shards into runs (first, last + 1) of at least `rows` rows each, but for the last."""
+    runs, first = [], 0
+    for shard in range(1, len(bounds)):
+        if bounds[shard] - bounds[first] >= rows or shard == len(bounds) - 1:
+            runs.append((first, shard))
+            first = shard
+    return runs
+
+
+def table_folder(root: Location | str, tower: str, split: str) -> Location:
+    """Where `embed` puts one table below the folder, or the URL, that it is given."""
+    return locate(root) / f"{tower}-{split}"
+
+
+def open_table(root: Location | str, tower: str, split: str) -> Store:
     """Open one table of a store.
 
     Raises:

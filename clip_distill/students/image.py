@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from clip_distill.towers import TowerSpec
@@ -57,12 +58,15 @@ def timm_backbone(
 ) -> tuple[TowerSpec, nn.Module]:
     """A registered timm model, its classifier replaced by a projection to D.
 
+    Where a model has a hidden layer between its pooling and its classifier (MobileNetV3 and V4, GhostNet, VGG, …), that
+    layer stays, and the classifier itself becomes the projection: open_clip's projections would not fit behind it.
+
     Args:
         teacher: The teacher's record.
         model: timm's name, for instance `tf_efficientnet_lite0` (`timm.list_models()`).
         input_resolution: Image side in pixels; the teacher's by default.
         pool: timm's pooling; "" keeps the model's own.
-        proj: "linear" or "mlp".
+        proj: "linear", or "mlp" for one with a hidden layer of its own.
         pretrained: Start from timm's weights, which are downloaded.
     """
     if not timm.is_model(model):
@@ -70,16 +74,20 @@ def timm_backbone(
         raise ValueError(f"student 'timm': timm has no model {model!r}; similar: {', '.join(close) or 'none'}")
     if proj not in ("linear", "mlp"):
         raise ValueError(f"student 'timm': expected proj linear or mlp, found {proj!r}")
+    own_head = _has_hidden_head(model)
+    if own_head and proj == "mlp":
+        raise ValueError(f"student 'timm': {model!r} has a hidden layer before its classifier; leave proj mlp out")
     side = input_resolution or _side(teacher)
     cfg = {
         "timm_model_name": model,
         "timm_model_pretrained": False,  # weights come from us; a loaded student must not download
-        "timm_pool": pool,
-        "timm_proj": proj,
+        "timm_pool": pool or ("avg" if own_head else ""),
+        "timm_proj": "" if own_head else proj,
         "timm_proj_bias": True,
         "image_size": side,
     }
     spec, module = _with_weights(teacher, cfg, side)
+    _require_side(model, module, side)
     if pretrained:
         trunk = timm.create_model(model, pretrained=True, num_classes=0)
         module.trunk.load_state_dict(trunk.state_dict(), strict=False)
@@ -96,6 +104,25 @@ def _with_weights(teacher: Mapping[str, Any], cfg: dict[str, Any], side: int) ->
         teacher=dict(teacher),
     )
     return spec, spec.build()
+
+
+def _has_hidden_head(model: str) -> bool:
+    with torch.device("meta"):  # its shape alone: no memory, no time
+        trunk = timm.create_model(model)
+    return bool(getattr(trunk, "head_hidden_size", trunk.num_features) != trunk.num_features)
+
+
+@torch.no_grad()  # not inference_mode: what a model caches here must train
+def _require_side(model: str, tower: nn.Module, side: int) -> None:
+    """Many timm models take their own image size alone, and only trying tells."""
+    try:
+        tower.eval()(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"student 'timm': {model!r} does not take images of {side}×{side}: {error}. Its own size is "
+            f"{tower.trunk.default_cfg['input_size'][1]} (--student.options.input_resolution)"
+        ) from error
+    tower.train()
 
 
 def _side(teacher: Mapping[str, Any]) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from clip_distill.data.tokens import TokenizerSpec, tokenize
 from clip_distill.towers import TowerSpec
 
 # How a text tower reads its tokens; a student that shares the teacher's tokenizer reads them alike
@@ -22,7 +23,7 @@ def transformer(
     transformer_heads: int = 8,
     mlp_ratio: float = 4.0,
 ) -> tuple[TowerSpec, nn.Module]:
-    """CLIP's text transformer (Radford et al., 2021); the defaults have 7.6M parameters at D = 512, 6.3M of them the vocabulary.
+    """CLIP's text transformer (Radford et al., 2021); by default 7.6M parameters at D = 512, 6.3M in the vocabulary.
 
     Args:
         teacher: The teacher's record.
@@ -36,15 +37,14 @@ def transformer(
     tokenizer = teacher["tokenizer"]
     if tokenizer["vocab_size"] > vocab_size:
         raise ValueError(
-            f"student 'transformer': the tokenizer has {tokenizer['vocab_size']} tokens, found vocab_size {vocab_size}. "
-            f"Use --student.options.vocab_size {tokenizer['vocab_size']}"
+            f"student 'transformer': expected vocab_size {tokenizer['vocab_size']} (the tokenizer's) or more, "
+            f"found {vocab_size}. Use --student.options.vocab_size {tokenizer['vocab_size']}"
         )
     if transformer_width % transformer_heads:
         raise ValueError(
             "student 'transformer': expected transformer_width a multiple of transformer_heads, "
             f"found {transformer_width} and {transformer_heads}"
         )
-    text_cfg = teacher["model_cfg"].get("text_cfg", {})
     cfg = {
         "context_length": context_length,
         "vocab_size": vocab_size,
@@ -52,7 +52,7 @@ def transformer(
         "layers": transformer_layers,
         "heads": transformer_heads,
         "mlp_ratio": mlp_ratio,
-    } | {key: text_cfg[key] for key in READING if key in text_cfg}
+    } | _reading(teacher)
     spec = TowerSpec(
         tower="text",
         embed_dim=teacher["embed_dim"],
@@ -62,3 +62,14 @@ def transformer(
         teacher=dict(teacher),
     )
     return spec, spec.build()
+
+
+def _reading(teacher: Mapping[str, Any]) -> dict[str, Any]:
+    text_cfg = teacher["model_cfg"].get("text_cfg", {})
+    shared = {key: text_cfg[key] for key in READING if key in text_cfg}
+    if teacher["tokenizer"]["source"] == "clip" or "pool_type" in shared:
+        return shared
+    # open_clip's default takes the greatest id for the end of text, which holds for CLIP's own vocabulary alone
+    tokens = tokenize(TokenizerSpec(**teacher["tokenizer"]), ["a", "the end"])
+    one, other = tokens.flat[tokens.offsets[1:] - 1].tolist()
+    return shared | ({"pool_type": "eos", "eos_id": one} if one == other else {"pool_type": "last"})

@@ -102,7 +102,7 @@ def needs_hub(model_name: str) -> bool:
 
 
 def read_config(model_name: str, weights: str | None) -> dict[str, Any]:
-    """The model's `model_cfg`, with `quick_gelu` stated: some weights need it although the model's name does not say so."""
+    """The model's `model_cfg`, with `quick_gelu` stated: some weights need it unsaid by the name."""
     schema, identifier = parse_model_name(model_name)
     if schema == "local-dir" and not (Path(identifier) / CONFIG).is_file():
         raise ValueError(
@@ -160,7 +160,7 @@ def reason(error: Exception) -> str:
 
 
 def hash_weights(model: nn.Module) -> str:
-    """SHA-256 over every tensor's name, shape, type and bytes: the same weights, the same hash, whatever file held them."""
+    """SHA-256 over every tensor's name, shape, type and bytes: the same whatever file the weights were in."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         array = tensor.detach().cpu().contiguous()

@@ -50,18 +50,23 @@ class FeatureTower(nn.Module):
         if self.tower == "image":
             features = self.model.get_image_features(pixel_values=inputs)
         else:
-            padding = inputs == self.mask_id
-            if self.mask_is_end:
-                padding &= padding.cumsum(1) > 1
-            mask = None if self.mask_id is None else (~padding).long()
-            features = self.model.get_text_features(input_ids=inputs, attention_mask=mask)
+            features = self.model.get_text_features(input_ids=inputs, attention_mask=self.mask(inputs))
         # transformers 4 returned the tensor itself
         embeddings: Tensor = features if isinstance(features, Tensor) else features.pooler_output
         return embeddings
 
+    def mask(self, tokens: Tensor) -> Tensor | None:
+        """int64 [B, L], 1 where attention may look."""
+        if self.mask_id is None:
+            return None
+        seen = tokens.ne(self.mask_id)
+        if self.mask_is_end:
+            seen = seen | (tokens.eq(self.mask_id).cumsum(1) == 1)
+        return seen.long()
+
 
 def build(embed_dim: int, tower: Tower, config: dict[str, Any], causal: bool, mask: dict[str, Any]) -> nn.Module:
-    """A `FeatureTower` with random weights, from what `load` put into its spec; D and `causal` follow from the config."""
+    """A `FeatureTower` with random weights, from what `load` put into its spec; D follows from the config."""
     model = auto.AutoModel.from_config(auto.AutoConfig.for_model(**config))
     return FeatureTower(model, tower, **mask)
 
@@ -92,7 +97,7 @@ def load(name: str, tower: Tower) -> tuple[TowerSpec, nn.Module]:
     tokens = hf_tokens.describe(tokenizer, PLAIN + source, context_length, model.config.text_config.vocab_size)
     causal = model.config.model_type in CAUSAL
     masked = not causal and "attention_mask" in tokenizer.model_input_names
-    mask = {"mask_id": tokens.pad_id, "mask_is_end": tokens.pad_is_end} if masked else {}
+    mask: dict[str, Any] = {"mask_id": tokens.pad_id, "mask_is_end": tokens.pad_is_end} if masked else {}
     facts: dict[str, Any] = {"name": name, "weights_sha256": hash_weights(model), "logit_scale": logit_scale(model)}
     config = jsonable(model.config.to_dict())
     module = FeatureTower(model.eval(), tower, **mask)
@@ -132,8 +137,8 @@ def preprocess_cfg(name: str, processor: Any) -> dict[str, Any]:
     """open_clip's `preprocess_cfg` of a transformers image processor.
 
     The pixels are those of its PIL backend, bit for bit, but for one thing: half an odd margin is rounded to even by
-    torchvision, which OpenAI's CLIP and open_clip crop with, and down by transformers. Where a margin is 3 modulo 4, the
-    crop lies one pixel further. The torchvision backend resizes a little differently: by 1 or 2 of 255 levels.
+    torchvision, which OpenAI's CLIP and open_clip crop with, and down by transformers. Where a margin is 3 modulo 4,
+    the crop lies one pixel further. The torchvision backend resizes a little differently: by 1 or 2 of 255 levels.
 
     Raises:
         ValueError: open_clip can't express what it does.

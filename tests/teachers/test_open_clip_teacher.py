@@ -31,8 +31,8 @@ TEXTS = ["a dog", "Two dogs &amp; a cat on the grass, in the snow", "", "the " *
 VISION = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "head_width": 32}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 SIGLIP_TEXT = TEXT | {
-    "context_length": 16, "vocab_size": 50, "hf_tokenizer_name": "nobody/nothing", "no_causal_mask": True, "pool_type": "last",
-    "tokenizer_kwargs": {"clean": "canonicalize"}, "pad_id": 1,
+    "context_length": 16, "vocab_size": 50, "hf_tokenizer_name": "nobody/nothing", "no_causal_mask": True,
+    "pool_type": "last", "tokenizer_kwargs": {"clean": "canonicalize"}, "pad_id": 1,
 }  # fmt: skip
 
 

@@ -1,0 +1,172 @@
+"""`clip-distill plan`: hours, disk, memory and batch size of embed and fit, from a few measured batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from clip_distill.commands.fit import TRAINER_DEFAULTS
+from clip_distill.commands.parsing import new_parser
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from clip_distill.plan.embedding import EmbedJob
+    from clip_distill.plan.training import FitJob
+    from clip_distill.recipe import Recipe
+
+DESCRIPTION = """Measure a few batches of every stage on this machine, and state what embed and fit will take: hours,
+disk, peak memory, and the largest batch that fits. Nothing is stored."""
+EXAMPLES = """\
+  # both towers, with the default students
+  clip-distill plan --data DATA --teacher ViT-B-32/openai
+  # five views an image, and the student of a recipe
+  clip-distill plan --recipe recipes/flickr8k_text.yaml --teacher ViT-B-32/openai --views 5 --augment crop_flip
+  # a student of your own, on a GPU; the plan as JSON
+  clip-distill plan --data DATA --teacher ViT-L-14/openai --tower image --student.options.width 384 \\
+    --loader.batch_size 512 --trainer.max_epochs 30 --trainer.precision bf16-mixed --device cuda --out plan.json"""
+OWN = ("tower", "store", "out", "teacher", "augment", "seed")  # of a recipe's keys, those that mean something else here
+
+
+@dataclass
+class Options:
+    """What `embed` is to do, and how it is measured.
+
+    Args:
+        teacher: As for embed: ViT-B-32/openai, local-dir:PATH, hf-hub:ORG/REPO, transformers:PATH_OR_NAME.
+        tower: Which of the teacher's towers to distil; both takes the default students.
+        views: As for embed: views per training image.
+        augment: As for embed: how views 1 and up are made.
+        seed: As for embed and fit.
+        batch_size: As for embed: views or captions per forward pass. A student's is loader.batch_size.
+        workers: As for embed: processes that decode images. A student's are loader.workers.
+        device: auto, cpu, cuda, cuda:1, mps.
+        precision: As for embed: what the teacher computes in. A student's is trainer.precision.
+        dtype: As for embed: what is stored.
+        shard_rows: As for embed.
+        seconds: How long each stage is measured.
+        out: JSON file to write the plan to, named *.json; a recipe's own `out`, a folder, is left alone.
+        store: Of a recipe; no store is read or written.
+    """
+
+    teacher: str
+    tower: Literal["image", "text", "both"] = "both"
+    views: int = 1
+    augment: str = "none"
+    seed: int = 0
+    batch_size: int = 64
+    workers: int = 1
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: Literal["float16", "float32"] = "float16"
+    shard_rows: int = 8192
+    seconds: float = 3.0
+    out: str | None = None
+    store: str | None = None
+
+
+def parser() -> ArgumentParser:
+    """The options of embed that cost something, and a recipe's keys."""
+    from lightning.pytorch import Trainer
+
+    from clip_distill.recipe import Recipe
+
+    result = new_parser("plan", DESCRIPTION, EXAMPLES)
+    result.add_argument("--recipe", action="config", help="YAML as for fit; flags override it")
+    result.add_class_arguments(Options, as_group=False)
+    result.add_class_arguments(Recipe, as_group=False, skip=set(OWN))
+    result.add_class_arguments(
+        Trainer, "trainer", instantiate=False, skip={"use_distributed_sampler", "default_root_dir"}
+    )
+    result.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+    return result
+
+
+def main(argv: list[str]) -> None:
+    from clip_distill.files import write_json
+    from clip_distill.plan.report import show
+
+    arguments = parser()
+    config = arguments.instantiate(arguments.parse_args(argv))
+    options = Options(**{each.name: config[each.name] for each in fields(Options)})
+    report = plan(options, config)
+    show(report)
+    if options.out and options.out.endswith(".json"):
+        write_json(Path(options.out), report)
+        print(f"written to {options.out}")
+    elif options.out:
+        print(f"{options.out} is the run's folder; to write the plan, name a file: --out plan.json")
+
+
+def plan(options: Options, config: Any) -> dict[str, Any]:
+    """Measure, then extrapolate; see `plan.report.make_report`.
+
+    Raises:
+        ValueError: An option does not fit, or a process was killed while measuring.
+    """
+    from clip_distill.plan.embedding import measure_embed
+    from clip_distill.plan.memory import in_own_process
+    from clip_distill.plan.report import make_report
+    from clip_distill.plan.training import FitJob, measure_fit
+
+    check(options, config)
+    job = embed_job(options, config)
+    embed = in_own_process(measure_embed, job)
+    teacher = next(iter(embed.manifests.values())).teacher
+    trainer = config["trainer"].as_dict()
+    device = "cpu" if trainer.get("accelerator") == "cpu" else options.device
+    jobs: list[FitJob] = [
+        FitJob(
+            recipe=recipe(options, config, tower),
+            trainer=trainer,
+            teacher=teacher,
+            views=options.views,
+            augment=options.augment,
+            seed=options.seed,
+            good_rows=embed.good_rows,
+            readable=embed.readable,
+            device=device,
+            seconds=options.seconds,
+        )
+        for tower in job.towers
+    ]
+    return make_report(job, embed, [(each, in_own_process(measure_fit, each)) for each in jobs])
+
+
+def check(options: Options, config: Any) -> None:
+    """What would otherwise fail only after minutes."""
+    if options.views < 1 or (options.views > 1 and options.augment == "none"):
+        raise ValueError(
+            "expected views ≥ 1, and an augmentation where views > 1; "
+            f"found views={options.views}, augment={options.augment!r}"
+        )
+    if min(options.batch_size, options.shard_rows) < 1 or options.seconds <= 0:
+        raise ValueError(
+            "expected batch_size and shard_rows of 1 or more and seconds above 0, found "
+            f"{options.batch_size}, {options.shard_rows} and {options.seconds}"
+        )
+    if options.tower == "both" and (config["student"].name or config["student"].options):
+        raise ValueError("--student says what one tower's student is: say which with --tower image or --tower text")
+    if config["target"] != "stored":
+        raise ValueError("expected target: stored, found online: the planner measures students that learn from a store")
+
+
+def embed_job(options: Options, config: Any) -> EmbedJob:
+    from clip_distill.plan.embedding import EmbedJob
+    from clip_distill.towers import TOWERS
+
+    shared = {each.name for each in fields(EmbedJob)} & {each.name for each in fields(Options)}
+    return EmbedJob(
+        data=config["data"],
+        sources=config["sources"],
+        towers=TOWERS if options.tower == "both" else (options.tower,),
+        **{name: getattr(options, name) for name in shared},
+    )
+
+
+def recipe(options: Options, config: Any, tower: Literal["image", "text"]) -> Recipe:
+    from clip_distill.recipe import Recipe
+
+    given = {each.name: config[each.name] for each in fields(Recipe) if each.name not in OWN}
+    return Recipe(tower=tower, store=options.store or "", out=options.out or "", seed=options.seed, **given)

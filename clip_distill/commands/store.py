@@ -1,0 +1,253 @@
+"""`clip-distill store …`: look at a store, check it, and exchange it with other programs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from clip_distill.commands import parsing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from rich.table import Table
+
+    from clip_distill.store.clip_retrieval import Column
+    from clip_distill.store.remote import Location
+    from clip_distill.store.table import Store
+
+Split = Literal["train", "val"]
+
+USAGE = """usage: clip-distill store VERB [options]
+
+Look at a store of embeddings, check it, and exchange it with other programs.
+
+  info        what the store holds and what made it
+  verify      read all of it and compare every byte with its SHA-256
+  export      write it as clip-retrieval's folders (.npy and parquet), which autofaiss reads, too
+  import      read such a folder into a store
+
+`clip-distill store VERB --help` explains each.
+"""
+
+EXAMPLES = {
+    "info": "  clip-distill store info --store stores/b32",
+    "verify": "  clip-distill store verify --store stores/b32",
+    "export": """\
+  # each table on its own: out/image/ and out/text/
+  clip-distill store export --store stores/b32 --split val --out out
+  # pairs of photo and caption, row by row, as the data has them
+  clip-distill store export --store stores/b32 --split val --out out --data DATA
+  autofaiss build_index --embeddings out/img_emb --index_path image.index""",
+    "import": """\
+  clip-distill store import --folder out --store stores/b32 --split train --teacher ViT-B-32/openai
+  # image_path is not yet what this program calls a photo: look names up in the data
+  clip-distill store import --folder out --store stores/b32 --split train --teacher ViT-B-32/openai --data DATA""",
+}
+
+
+def info(store: str) -> None:
+    """Say what a store holds and what made it.
+
+    Args:
+        store: Folder or URL that `clip-distill embed` wrote.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("table", "rows", "views", "dim", "dtype", "made in", "shards", "on disk", "skipped", title=store)
+    teachers: dict[str, str] = {}
+    for folder in tables_of(store):
+        _describe(folder, table, teachers)
+    console = Console()
+    console.print(table)
+    for digest, name in teachers.items():
+        console.print(f"teacher {name}, weights SHA-256 {digest}", soft_wrap=True)
+
+
+def tables_of(root: str) -> list[Location]:
+    """Folders of the tables below a store's root, finished or not.
+
+    Raises:
+        StoreError: There is none.
+    """
+    from clip_distill.store.table import StoreError, table_folder
+    from clip_distill.towers import TOWERS
+
+    folders = [table_folder(root, tower, split) for tower in TOWERS for split in ("train", "val")]
+    found = [folder for folder in folders if any(folder.glob("*.json"))]
+    if not found:
+        raise StoreError(
+            f"{root}: expected a store, found none of its tables ({', '.join(folder.name for folder in folders)})"
+        )
+    return found
+
+
+def _describe(folder: Location, table: Table, teachers: dict[str, str]) -> None:
+    """Add a table's row, and its teacher."""
+    from clip_distill.store.table import MANIFEST, Store
+
+    if not (folder / MANIFEST).is_file():
+        table.add_row(folder.name, "unfinished", "", "", "", "", str(len(list(folder.glob("shard-*/shard.json")))))
+        return
+    store = Store(folder)
+    made_by = store.manifest
+    views = str(made_by.views) if made_by.views == 1 else f"{made_by.views} {made_by.augment}, seed {made_by.seed}"
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in made_by.skipped.items()) or "none"
+    size = f"{_bytes_on_disk(store) / 1e6:,.1f} MB"
+    facts = [f"{len(store):,}", views, str(made_by.dim), made_by.dtype, made_by.precision, str(len(made_by.shards))]
+    table.add_row(folder.name, *facts, size, skipped)
+    teachers[made_by.teacher["weights_sha256"]] = made_by.teacher["name"]
+
+
+def _bytes_on_disk(store: Store) -> int:
+    from fsspec.core import url_to_fs
+
+    system, inside = url_to_fs(str(store.folder))
+    return int(system.du(inside))
+
+
+def verify(store: str) -> None:
+    """Read a whole store and compare every file with its manifest; exit code 1 if anything differs.
+
+    Args:
+        store: Folder or URL that `clip-distill embed` wrote.
+    """
+    from clip_distill.store.table import Store, StoreError
+    from clip_distill.store.verify import problems
+
+    tables = [Store(folder) for folder in tables_of(store)]
+    found = [line for table in tables for line in problems(table)]
+    if found:
+        raise StoreError(
+            "\n  ".join([f"{store}: {len(found)} problems", *found])
+            + "\nCopy the damaged tables again, or delete their folders and run `clip-distill embed`."
+        )
+    files = sum(len(shard["sha256"]) for table in tables for shard in table.manifest.shards)
+    print(f"{store}: {len(tables)} tables, {files:,} files, all as written")
+
+
+def export(
+    store: str,
+    out: str,
+    split: Split = "train",
+    data: str | None = None,
+    format: Literal["clip-retrieval"] = "clip-retrieval",
+    normalise: bool = True,
+    rows_per_file: int = 1_000_000,
+) -> None:
+    """Write a store's plain views as clip-retrieval's folders.
+
+    Args:
+        store: Folder or URL that `clip-distill embed` wrote.
+        out: New folder: `image/` and `text/`, each a clip-retrieval folder of one kind; with `data` one folder of both.
+        split: Which tables.
+        data: The data the store was made from: one row for each caption and its photo, instead of one for each photo
+            and one for each unique caption.
+        format: The layout.
+        normalise: Scale embeddings to unit length, as clip-retrieval does.
+        rows_per_file: At most this many rows in a .npy file.
+    """
+    import numpy as np
+
+    from clip_distill.store.clip_retrieval import Column
+    from clip_distill.store.clip_retrieval import export as write
+    from clip_distill.store.table import MANIFEST, Store, table_folder
+    from clip_distill.towers import TOWERS
+
+    if data is not None:
+        count = write(Path(out), _pairs(store, split, data), normalise, rows_per_file)
+        print(f"{out}: {count:,} pairs of photo and caption")
+        return
+    tables = {tower: table_folder(store, tower, split) for tower in TOWERS}
+    tables = {tower: folder for tower, folder in tables.items() if (folder / MANIFEST).is_file()}
+    if not tables:
+        raise ValueError(f"{store}: expected a finished table of the split {split!r}, found none")
+    for tower, folder in tables.items():
+        table = Store(folder)
+        count = write(Path(out) / tower, {tower: Column(table, np.arange(len(table)))}, normalise, rows_per_file)
+        print(f"{Path(out) / tower}: {count:,} {tower}s")
+
+
+def _pairs(root: str, split: Split, data: str) -> dict[str, Column]:
+    """The rows of each caption and its photo, where the store has both."""
+    from clip_distill.data.layout import scan
+    from clip_distill.store.clip_retrieval import Column
+    from clip_distill.store.table import open_table
+
+    images, texts = (open_table(root, tower, split) for tower in ("image", "text"))
+    captions = getattr(scan(data), split).require_captions()
+    captions = captions.filter(captions.column("image_id").is_valid())
+    image_rows, text_rows = images.find(captions.column("image_id")), texts.find(captions.column("text"))
+    both = (image_rows >= 0) & (text_rows >= 0)
+    if not both.any():
+        raise ValueError(f"{root}: expected pairs of {data}'s captions and photos, found none in the store")
+    return {"image": Column(images, image_rows[both]), "text": Column(texts, text_rows[both])}
+
+
+def import_folder(
+    folder: str,
+    teacher: str,
+    store: str,
+    split: Split = "train",
+    tower: Literal["image", "text", "both"] = "both",
+    data: str | None = None,
+    shard_rows: int = 8192,
+) -> None:
+    """Read a clip-retrieval folder (img_emb/, text_emb/, metadata/) into a store.
+
+    Args:
+        folder: The folder.
+        teacher: The model that made it; nothing in the folder says so, only the width can be checked.
+        store: Folder or URL to write; it gets one table per tower.
+        split: Which split the samples are.
+        tower: Which side of the samples.
+        data: The data that `fit` will read: photos are looked up in it by name, others are left out. Without it,
+            image_path is taken for the photo's id (`image/a.jpg`, `shard-000.tar/000123`).
+        shard_rows: Rows per shard.
+    """
+    from clip_distill.store.build import build_table
+    from clip_distill.store.clip_retrieval import items_of, open_folder, read_with
+    from clip_distill.store.table import Manifest, table_folder
+    from clip_distill.teachers import load_teacher
+    from clip_distill.towers import TOWERS
+
+    for each in TOWERS if tower == "both" else (tower,):
+        facts = load_teacher(teacher, each)[0].teacher
+        source = open_folder(Path(folder), each, facts["embed_dim"])
+        ids = source.names if data is None or each == "text" else _photo_ids(source.names, data, split)
+        made_by = Manifest(each, split, facts, 1, "none", 0, source.dtype, precision="imported")
+        table = build_table(
+            table_folder(store, each, split), made_by, items_of(source, ids), read_with(source), shard_rows
+        )
+        rows = "shards of other processes are missing" if table is None else f"{len(table):,} rows"
+        print(f"{table_folder(store, each, split)}: {rows}, from {len(source.names):,}")
+
+
+def _photo_ids(names: pa.ChunkedArray, data: str, split: Split) -> pa.ChunkedArray:
+    """The id of each photo in the data, by its name; null where there is none."""
+    import pyarrow as pa
+
+    from clip_distill.data.captions import find_photos
+    from clip_distill.data.layout import scan
+
+    ids = getattr(scan(data), split).require_images().column("id").combine_chunks()
+    found = find_photos(pa.concat_arrays(names.chunks), ids)
+    if found.null_count == len(found):
+        raise ValueError(
+            f"{data}: expected photos named as in image_path, found none; the first is {names[0].as_py()!r}"
+        )
+    return pa.chunked_array([found])
+
+
+VERBS: dict[str, Any] = {"info": info, "verify": verify, "export": export, "import": import_folder}
+
+
+def main(argv: list[str]) -> None:
+    verb = argv[0] if argv else "--help"
+    if verb in ("-h", "--help"):
+        print(USAGE)
+        return
+    if verb not in VERBS:
+        sys.exit(f"clip-distill store: unknown verb {verb!r}: expected one of {', '.join(VERBS)}")
+    parsing.run(f"store {verb}", VERBS[verb], EXAMPLES[verb], argv[1:])

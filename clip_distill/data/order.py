@@ -1,0 +1,86 @@
+"""Which rows, at which view, make a batch: decided here alone, from (seed, epoch), never by workers or processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+Items = list[tuple[int, int]]  # (row, view)
+POOL_BATCHES = 64  # captions sorted by length at a time: padding falls to a few per cent, and batches still vary
+
+
+class EpochBatches(Sampler[Items]):
+    """Every row once an epoch, in an order that depends on (seed, epoch) alone; this process's share of each batch.
+
+    The batches of all processes together are those that one process would see with `batch_size · world`: process r
+    takes rows r, r + world, … of each. One batch may be short; with several processes it is cut to a multiple of their
+    number, since each must have equally many.
+
+    Captions are batched with others of like length: random pools of 64 batches are each sorted by length and cut, and
+    the batches of the whole epoch shuffled. Half of the tokens of a random batch would be padding.
+
+    Args:
+        rows: N.
+        batch_size: Per process.
+        views: How many stored views to choose from, at random; 0 asks for a fresh view each epoch (online).
+        seed: Of the order and of the choice of views.
+        rank: This process.
+        world: Processes.
+        lengths: [N] tokens of each caption; None does not sort.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        views: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        lengths: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.rows, self.batch_size, self.views, self.seed = rows, batch_size, views, seed
+        self.rank, self.world, self.lengths = rank, world, lengths
+        self.epoch = 0
+        self.skip = 0  # batches of the next epoch that a resumed run has already seen
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        usable = self.rows - self.rows % self.world
+        return -(-usable // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[Items]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = random.permutation(self.rows)[: self.rows - self.rows % self.world]
+        views = random.integers(self.views, size=self.rows) if self.views else np.full(self.rows, self.epoch + 1)
+        size = self.batch_size * self.world
+        starts = np.arange(0, len(order), size)
+        if self.lengths is not None:
+            pool = POOL_BATCHES * size
+            pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+            order = np.concatenate([rows[np.argsort(self.lengths[rows], kind="stable")] for rows in pools])
+            random.shuffle(starts)
+        first, self.skip = self.skip, 0
+        for start in starts[first:]:
+            mine = order[start : start + size][self.rank :: self.world]
+            yield [(int(row), int(views[row])) for row in mine]
+
+
+class InOrder(Sampler[Items]):
+    """Rows once, plain views, for validation: this process's share."""
+
+    def __init__(self, rows: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.mine, self.batch_size = range(rank, rows, world), batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.mine) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Items]:
+        for start in range(0, len(self.mine), self.batch_size):
+            yield [(row, 0) for row in self.mine[start : start + self.batch_size]]

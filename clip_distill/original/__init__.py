@@ -1,0 +1,1 @@
+"""The original project's command line, mapped onto the verbs of this one; `main.py` calls it."""

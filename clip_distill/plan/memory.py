@@ -1,0 +1,131 @@
+"""How much memory a verb takes, and how much there is; on the CPU watched from beside, on CUDA asked of torch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import psutil
+import torch
+
+from clip_distill.plan.estimate import grow, largest_batch
+
+T = TypeVar("T")
+CGROUP = Path("/sys/fs/cgroup")
+REST = 10  # times as long as it looks does the watch sleep, so that looking costs little
+
+
+def available_bytes() -> int:
+    """Memory that can still be taken: the machine's, or what a container's limit leaves of it."""
+    free = int(psutil.virtual_memory().available)
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if limit.is_file() and used.is_file() and (most := limit.read_text(encoding="ascii").strip()) != "max":
+        free = min(free, int(most) - int(used.read_text(encoding="ascii")))
+    return free
+
+
+def tree_bytes(process: psutil.Process) -> int:
+    """Memory of a process and the workers below it now, pages that they share counted once."""
+    workers = process.children(recursive=True)
+    if not workers:
+        return int(process.memory_info().rss)
+    total = 0
+    for each in (process, *workers):
+        try:
+            info = each.memory_full_info()
+        except psutil.Error:  # it has ended meanwhile
+            continue
+        total += getattr(info, "pss", info.uss)
+    return total
+
+
+class PeakMemory:
+    """Watches a process and its workers for as long as the `with` block runs.
+
+    Args:
+        process: Which one; None is this one.
+        interval: Seconds between two looks. A shorter peak may be missed.
+        alone: Leave workers out, which makes a look take microseconds.
+
+    Attributes:
+        start: Bytes when the block began.
+        peak: The most bytes seen.
+    """
+
+    def __init__(self, process: psutil.Process | None = None, interval: float = 0.05, alone: bool = False) -> None:
+        self.process, self.interval, self.alone = process or psutil.Process(), interval, alone
+        self.start = self.peak = self._look()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _look(self) -> int:
+        return int(self.process.memory_info().rss) if self.alone else tree_bytes(self.process)
+
+    def _watch(self) -> None:
+        rest = 0.0
+        while not self._ended.wait(max(self.interval, rest)):
+            began = time.perf_counter()
+            try:
+                self.peak = max(self.peak, self._look())
+            except psutil.NoSuchProcess:
+                return
+            rest = REST * (time.perf_counter() - began)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def in_own_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a module's function in a fresh interpreter, as a verb of its own would run; its errors are raised here.
+
+    Raises:
+        ValueError: The process was killed.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                f"the process that measured ({function.__name__}) was killed, most likely for want of memory "
+                f"({available_bytes() / 2**30:.1f} GiB are free now). Try smaller --batch_size and --loader.batch_size"
+            ) from error
+
+
+def largest_that_fits(run: Callable[[int], Any], device: torch.device, batch_size: int, most: int) -> int:
+    """The largest batch that `run` can do on a device.
+
+    On CUDA by trying. On the CPU, where trying would end with a killed machine, by the memory that two small batches
+    take, against what is free.
+    """
+    if device.type == "cuda":
+        return grow(lambda size: fits_on_cuda(run, size), batch_size, most)
+    small, large = max(1, batch_size // 8), max(2, batch_size // 2)
+    run(small)  # what is allocated once
+    free, peaks = available_bytes(), []
+    for size in (small, large):
+        with PeakMemory(interval=0.002, alone=True) as memory:
+            run(size)
+        peaks.append(memory.peak - memory.start)
+    return largest_batch(free, (peaks[1] - peaks[0]) / (large - small), most)
+
+
+def fits_on_cuda(run: Callable[[int], Any], size: int) -> bool:
+    try:
+        run(size)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        torch.cuda.empty_cache()
+    return True

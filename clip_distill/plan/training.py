@@ -1,0 +1,297 @@
+"""Measure what `fit` does: the real datasets, loaders, Distiller and Trainer, for a few steps.
+
+No store exists yet: the teacher's embeddings are random numbers of the right width, which cost the same to learn from.
+Shapes: N rows, B batch, D embedding, S image side, C context length.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, IterableDataset
+
+from clip_distill.assemble import make_objective
+from clip_distill.data.layout import Corpus, Split, scan
+from clip_distill.data.module import Batch, Captions, DistillData, Images, LoaderOptions, default_workers
+from clip_distill.data.tokens import TokenizerSpec, tokenize
+from clip_distill.data.views import Views
+from clip_distill.distill import Distiller
+from clip_distill.plan.estimate import Rate, sample_rows
+from clip_distill.plan.memory import PeakMemory, largest_that_fits
+from clip_distill.plan.timing import say
+from clip_distill.recipe import Recipe
+from clip_distill.store.table import Store
+from clip_distill.students import make_student
+from clip_distill.towers import TowerSpec, count_parameters, pick_device
+from clip_distill.validation import Validation
+
+MOST_TOKENISED = 65_536
+MANY_EPOCHS = 1000  # the clock ends the measuring, but a schedule needs an end
+# of the recipe's Trainer options, those that change what a step costs
+KEPT = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "benchmark")
+KEPT += ("deterministic", "detect_anomaly")
+
+
+@dataclass(frozen=True)
+class FitJob:
+    """What `fit` is to do.
+
+    Args:
+        recipe: The run.
+        trainer: The Trainer's options.
+        teacher: The teacher's record.
+        views: V, stored views per training photo.
+        augment: What made them.
+        seed: The view seed.
+        good_rows: Rows of training photos that can be read.
+        readable: Their share of the sample that they are of.
+        device: As of `pick_device`.
+        seconds: How long each stage is measured.
+    """
+
+    recipe: Recipe
+    trainer: dict[str, Any]
+    teacher: dict[str, Any]
+    views: int
+    augment: str
+    seed: int
+    good_rows: list[int]
+    readable: float
+    device: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FitMeasures:
+    """What was measured; times in seconds, sizes in bytes.
+
+    Args:
+        parameters: Of the student; counted.
+        rows: Training rows; extrapolated where photos can't be read.
+        steps: Of an epoch.
+        val_rows: Rows that the student embeds to validate.
+        step: Training steps, loading included.
+        validation: Rows embedded to validate.
+        metrics: Ranking the whole validation set once.
+        startup: From the process's start to the first step.
+        peak: Of the process and its workers.
+        device_peak: Of CUDA's memory; None elsewhere.
+        largest: Largest batch that fits.
+    """
+
+    parameters: int
+    rows: int
+    steps: int
+    val_rows: int
+    step: Rate
+    validation: Rate
+    metrics: float
+    startup: float
+    peak: int
+    device_peak: int | None
+    largest: int
+
+
+class RandomStore(Store):
+    """In place of the store that is still to be made: any row, at any view, random numbers [B, D]."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def embeddings(self, rows: NDArray[np.int64], views: NDArray[np.int64] | int = 0) -> NDArray[Any]:
+        return np.random.default_rng(0).standard_normal((len(rows), self.dim), np.float32).astype(np.float16)
+
+
+class Clock(L.Callback):
+    """Times steps of training until there is enough, and batches of validation; the first of each warm up."""
+
+    def __init__(self, seconds: float, least: int = 2) -> None:
+        self.seconds, self.least = seconds, least
+        self.first_step = 0.0
+        self.times: list[float] = []  # after each step
+        self.val_times: list[float] = []
+        self.val_rows: list[int] = []
+
+    def _now(self, trainer: L.Trainer) -> float:
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Batch, index: int) -> None:
+        self.first_step = self.first_step or time.time()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, index: int
+    ) -> None:
+        self.times.append(self._now(trainer))
+        trainer.should_stop = len(self.times) > self.least and self.times[-1] - self.times[0] > self.seconds
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, index: int, loader: int = 0
+    ) -> None:
+        self.val_times.append(self._now(trainer))
+        self.val_rows.append(len(batch.rows))
+
+    def step(self) -> Rate:
+        return Rate(len(self.times) - 1, self.times[-1] - self.times[0])
+
+    def validation(self) -> Rate:
+        return Rate(sum(self.val_rows[1:]), self.val_times[-1] - self.val_times[0])
+
+
+def measure_fit(job: FitJob) -> FitMeasures:
+    """Train the student for a few steps, and validate a few batches; meant for a process of its own."""
+    os.environ["TQDM_DISABLE"] = "1"
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    recipe, device = job.recipe, pick_device(job.device)
+    with PeakMemory() as memory:
+        corpus = scan(recipe.data, recipe.sources)
+        spec, student = make_student(recipe.tower, recipe.student.name, job.teacher, recipe.student.options)
+        train, some = (_images if recipe.tower == "image" else _captions)(job, spec, corpus)
+        whole = random_validation(recipe.tower, corpus.val, spec.embed_dim)
+        module = Distiller(spec, student, make_objective(recipe.loss), recipe.optimizer, whole)
+        workers = recipe.loader.workers if recipe.loader.workers is not None else default_workers(recipe.tower)
+        # three batches at least: the first warms up
+        val_batch_size = min(recipe.loader.val_batch_size, -(-len(some) // 3))
+        options = LoaderOptions(recipe.loader.batch_size, val_batch_size, workers)
+        data = DistillData(train, some, job.views if recipe.tower == "image" else 1, options, recipe.seed)
+        say(f"training steps of the {recipe.tower} student, {len(train):,} rows, batch {options.batch_size}")
+        clock = Clock(job.seconds)
+        make_trainer(job, device, clock, limit_val_batches=0).fit(module, data)
+        say("its validation")
+        module.validation = _pairs(recipe.tower, len(some), spec.embed_dim)
+        make_trainer(job, device, clock).validate(module, data, verbose=False)
+        began = time.perf_counter()
+        whole.metrics(torch.randn(len(whole.own), spec.embed_dim))
+        metrics = time.perf_counter() - began
+    on_cuda = device.type == "cuda"
+    device_peak = torch.cuda.max_memory_allocated(device) if on_cuda else None
+    return FitMeasures(
+        parameters=count_parameters(student),
+        rows=len(train),
+        steps=len(data.train_dataloader()),
+        val_rows=len(whole.own),
+        step=clock.step(),
+        validation=clock.validation(),
+        metrics=metrics,
+        startup=clock.first_step - psutil.Process().create_time(),
+        peak=memory.peak,
+        device_peak=device_peak,
+        largest=largest_fit_batch(job, module, device, len(train)),
+    )
+
+
+def make_trainer(job: FitJob, device: torch.device, *callbacks: L.Callback, **options: Any) -> L.Trainer:
+    """A Trainer on one device, with what of the recipe's options changes a step, and no files."""
+    kept = {name: value for name, value in job.trainer.items() if name in KEPT and value is not None}
+    one: Any = [device.index] if device.index is not None else 1
+    return L.Trainer(
+        **kept,
+        **{"max_epochs": MANY_EPOCHS, "num_sanity_val_steps": 0} | options,
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=one,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def _val_sample(job: FitJob, val_rows: int) -> int:
+    """Rows to validate on: up to three batches."""
+    return max(3, min(val_rows, 3 * job.recipe.loader.val_batch_size))
+
+
+def _images(job: FitJob, spec: TowerSpec, corpus: Corpus) -> tuple[Images, Images]:
+    """As many photos as the store will have, all of them ones that can be read."""
+    photos = corpus.train.require_images()
+    count = max(1, round(len(photos) * job.readable))
+    known = photos.take(np.resize(np.array(job.good_rows), count))
+    views = Views(spec.preprocess, job.augment, job.seed)
+    train = Images(known, views, RandomStore(spec.embed_dim), np.arange(count))
+    some = _val_sample(job, len(corpus.val.require_images()))
+    return train, Images(photos.take(np.resize(np.array(job.good_rows), some)), Views(spec.preprocess))
+
+
+def _captions(job: FitJob, spec: TowerSpec, corpus: Corpus) -> tuple[Captions, Captions]:
+    """As many captions as there are; of very many, a sample is tokenised and repeated."""
+    captions = corpus.train.require_captions().column("text").unique()
+    tokenizer = TokenizerSpec(**spec.tokenizer)
+    pad, width = tokenizer.pad_id, None if spec.causal else tokenizer.context_length
+    sample = captions.take(pa.array(sample_rows(len(captions), min(len(captions), MOST_TOKENISED))))
+    tokens = tokenize(tokenizer, sample.to_pylist())
+    rows = np.resize(np.arange(len(tokens)), len(captions))
+    train = Captions(tokens.take(rows), pad, width, RandomStore(spec.embed_dim), rows)
+    some = _val_sample(job, len(corpus.val.require_captions().column("text").unique()))
+    return train, Captions(tokens.take(np.resize(np.arange(len(tokens)), some)), pad, width)
+
+
+def random_validation(tower: Any, split: Split, dim: int) -> Validation:
+    """The whole validation set's pairs, with random embeddings.
+
+    Raises:
+        ValueError: No caption belongs to a photo.
+    """
+    images, captions = split.require_images(), split.require_captions()
+    paired = captions.filter(pc.is_valid(captions.column("image_id")))
+    if not len(paired):
+        raise ValueError(f"expected captions of the validation photos, found none that name one; {split.captions_sought}")
+    texts = paired.column("text").unique()
+    rows = pc.index_in(paired.column("text"), texts), pc.index_in(
+        paired.column("image_id"), images.column("id").combine_chunks()
+    )
+    own, other = len(images), len(texts)
+    if tower == "text":
+        own, other = other, own
+    caption_row, image_row = (torch.from_numpy(np.asarray(row).astype(np.int64)) for row in rows)
+    return Validation(tower, torch.randn(own, dim), torch.randn(other, dim), caption_row, image_row)
+
+
+def _pairs(tower: Any, count: int, dim: int) -> Validation:
+    """As many photos as captions, each the other's: what the measured batches are ranked against."""
+    return Validation(tower, torch.randn(count, dim), torch.randn(count, dim), torch.arange(count), torch.arange(count))
+
+
+class SameBatch(IterableDataset[Batch]):
+    """One batch, over and over."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield self.batch
+
+
+def largest_fit_batch(job: FitJob, module: Distiller, device: torch.device, most: int) -> int:
+    """Samples per step that fit; captions at their full context length."""
+    say(f"the largest batch of the {module.spec.tower} student")
+
+    def run(size: int) -> None:
+        if module.spec.tower == "text":
+            inputs = torch.zeros(size, module.spec.tokenizer["context_length"], dtype=torch.int64)
+        else:
+            side = module.spec.preprocess["size"]
+            shape = (side, side) if isinstance(side, int) else tuple(side)
+            inputs = torch.zeros(size, 3, *shape, dtype=torch.uint8)
+        batch = Batch(inputs, torch.randn(size, module.spec.embed_dim), None, torch.arange(size))
+        loader = DataLoader(SameBatch(batch), batch_size=None)
+        make_trainer(job, device, limit_val_batches=0, limit_train_batches=2, max_epochs=1).fit(module, loader)
+
+    return largest_that_fits(run, device, job.recipe.loader.batch_size, most)

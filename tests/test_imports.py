@@ -1,0 +1,145 @@
+"""The package's shape, read from its source: imports go downward only, and files and functions fit on a screen."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "clip_distill"
+# Bottom to top; the longest prefix of a module's name says where it is. Within a layer anything goes but circles.
+LAYERS = (
+    ("registry", "files", "hub"),
+    ("towers",),
+    ("data", "recipe", "losses", "students", "teachers", "store.table", "store.remote"),
+    ("store", "evaluate", "export"),
+    ("validation", "distill", "online"),
+    ("assemble",),
+    ("quickstart",),
+    ("commands",),
+    ("cli",),
+    ("original",),
+)
+MAY_IMPORT_LIGHTNING = ("distill", "data.module", "commands", "quickstart", "original")
+
+
+def name_of(path: Path) -> str:
+    """Dotted, without the package's name; empty for the package itself."""
+    parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def source_files(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+MODULES = {name_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in source_files(PACKAGE)}
+
+
+def imported(tree: ast.AST, lazy: bool = True) -> Iterator[str]:
+    """Absolute names of what a module imports, down to the attribute; `lazy` are those within its functions."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        elif lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from imported(node, lazy)
+
+
+def own_imports(name: str, lazy: bool = True) -> set[str]:
+    """The package's modules that a module imports."""
+    found = set()
+    for target in imported(MODULES[name], lazy):
+        if target == PACKAGE or target.startswith(f"{PACKAGE}."):
+            inner = target.removeprefix(PACKAGE).removeprefix(".")
+            found.add(inner if inner in MODULES else inner.rpartition(".")[0])
+    return found - {""}
+
+
+def reachable(name: str, lazy: bool = True) -> set[str]:
+    """A module and all that it imports, directly or not."""
+    seen, waiting = set(), [name]
+    while waiting:
+        current = waiting.pop()
+        if current not in seen:
+            seen.add(current)
+            waiting += own_imports(current, lazy)
+    return seen
+
+
+def within(name: str, *prefixes: str) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def layer(name: str) -> int:
+    matches = [(len(prefix), height) for height, row in enumerate(LAYERS) for prefix in row if within(name, prefix)]
+    assert matches, f"{name} has no layer yet: add it to LAYERS"
+    return max(matches)[1]
+
+
+def outside(name: str) -> set[str]:
+    """Top-level names of the other packages that a module imports."""
+    return {target.partition(".")[0] for target in imported(MODULES[name])} - {PACKAGE}
+
+
+NAMES = sorted(MODULES.keys() - {""})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imports_go_downward_only(name: str) -> None:
+    upward = {target for target in own_imports(name) if layer(target) > layer(name)}
+    assert not upward
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_modules_do_not_import_in_circles(name: str) -> None:
+    assert not any(name in reachable(target, lazy=False) for target in own_imports(name, lazy=False) - {name})
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if within(name, "losses")])
+def test_losses_import_torch_alone(name: str) -> None:
+    standard = {"__future__", "collections", "typing", "math"}
+    assert outside(name) - standard == {"torch"}
+    assert all(within(target, "registry", "losses") for target in own_imports(name))
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if within(n, "distill", "validation", "assemble", "data", "students", "store.table")]
+)
+def test_what_trains_a_student_never_reaches_a_teacher(name: str) -> None:
+    assert not [target for target in reachable(name) if within(target, "teachers", "online")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lightning_is_imported_by_the_training_alone(name: str) -> None:
+    assert "pytorch_lightning" not in outside(name)
+    if not within(name, *MAY_IMPORT_LIGHTNING):
+        assert "lightning" not in outside(name)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if within(n, "evaluate", "export")])
+def test_evaluation_and_export_never_reach_lightning(name: str) -> None:
+    assert not [target for target in reachable(name) if "lightning" in outside(target)]
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Less the docstring, which is a command's whole help."""
+    first = function.body[0]
+    documented = isinstance(first, ast.Expr) and ast.get_docstring(function) is not None
+    docstring = (first.end_lineno or 0) - first.lineno + 1 if documented else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring
+
+
+@pytest.mark.parametrize("path", source_files(PACKAGE, "tests", "benchmarks"), ids=lambda path: str(path.name))
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 300
+    functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    assert not {each.name: length for each in functions if (length := code_lines(each)) >= 60}
