@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
 import os
 import sys
@@ -36,6 +38,19 @@ See it work first, offline: clip-distill quickstart
 """
 
 
+def keep_memory() -> None:
+    """Let glibc keep freed blocks for the next step; elsewhere this does nothing.
+
+    By itself it maps large blocks anew each time, and a training step pays for clearing their pages: 3 to 20 % of a
+    text student's step, measured on two cores.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `clip-distill` command; known errors end as one message and exit code 1."""
     argv = sys.argv[1:] if argv is None else argv
@@ -50,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     if verb not in VERBS:
         sys.exit(f"clip-distill: unknown verb {verb!r}: expected one of {', '.join(VERBS)}")
+    keep_memory()
     module = importlib.import_module(f"clip_distill.commands.{verb}")
     try:
         module.main(argv[1:])

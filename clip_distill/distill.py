@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from clip_distill.data.module import Batch
@@ -59,10 +60,16 @@ class Distiller(L.LightningModule):
         embeddings: Tensor = self.student(inputs)
         return embeddings
 
+    def target(self, batch: Batch) -> Tensor:
+        """[B, D] of the teacher: stored, or computed now where it runs online."""
+        if self.teach is None:
+            assert batch.target is not None
+            return batch.target
+        assert batch.teacher_inputs is not None
+        return self.teach(batch.teacher_inputs)
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        student = self(batch.inputs)
-        target = batch.target if self.teach is None else self.teach(batch.teacher_inputs)
-        loss, parts = self.objective(student.float(), target)
+        loss, parts = self.objective(self(batch.inputs).float(), self.target(batch))
         if not torch.isfinite(loss):
             values = ", ".join(f"{name} {part.item():.4g}" for name, part in parts.items())
             raise ValueError(
@@ -79,7 +86,7 @@ class Distiller(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         rows, embeddings = map(torch.cat, zip(*self._seen, strict=True))
         self._seen.clear()
-        if self.trainer.sanity_checking or self.trainer.fast_dev_run:
+        if self.trainer.sanity_checking or getattr(self.trainer, "fast_dev_run", False):
             return  # a few batches only: nothing to rank among
         student = self._gather(rows, embeddings).cpu()
         metrics = {f"val/{name}": value for name, value in self.validation.metrics(student).items()}
@@ -99,7 +106,11 @@ class Distiller(L.LightningModule):
             short = most - len(rows)
             rows = torch.cat([rows, rows[-1:].expand(short)])
             embeddings = torch.cat([embeddings, embeddings[-1:].expand(short, -1)])
-            rows, embeddings = self.all_gather(rows).flatten(), self.all_gather(embeddings).flatten(0, 1)
+            gathered: list[Any] = [
+                self.all_gather(rows),
+                self.all_gather(embeddings),
+            ]  # [world, most], [world, most, D]
+            rows, embeddings = (each.flatten(0, 1) for each in gathered)
         whole = embeddings.new_zeros(total, embeddings.shape[1])
         whole[rows] = embeddings
         if (seen := len(rows.unique())) != total:
@@ -124,20 +135,19 @@ class Distiller(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["spec"] = asdict(self.spec)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         options = self.optimizer_options
         groups = parameter_groups(self.student, options.weight_decay)
         # fused is fastest, but leaves no moment between unscaling fp16 gradients and the step, at which to clip them
         fused = self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, fused=fused)
         total = self.trainer.estimated_stepping_batches
-        if total == math.inf:
+        if math.isinf(total):
             raise ValueError(
                 "the learning rate's schedule needs an end: expected trainer.max_epochs or max_steps, found neither"
             )
-        total = int(total)
         epoch_steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        factor = lr_factor(options, total, max(1, epoch_steps))
+        factor = lr_factor(options, int(total), max(1, epoch_steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

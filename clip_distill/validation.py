@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clip_distill.data.layout import Split
@@ -92,5 +93,5 @@ def _index(needles: pa.ChunkedArray, haystack: pa.ChunkedArray) -> pa.Array:
     return pc.index_in(needles, value_set=haystack.combine_chunks()).fill_null(-1).combine_chunks()
 
 
-def _rows(store: Store, rows: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def _rows(store: Store, rows: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(store.embeddings(rows)).float()

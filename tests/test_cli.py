@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from clip_distill import cli
+from clip_distill.commands import store
 
 
 def test_the_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,14 +28,23 @@ def test_every_command_module_with_a_main_is_a_verb() -> None:
     assert {name for name, module in modules.items() if hasattr(module, "main")} == set(cli.VERBS)
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_each_verb_explains_itself_by_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+COMMANDS = [verb for verb in cli.VERBS if verb != "store"] + [f"store {verb}" for verb in store.VERBS]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself_by_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        cli.main([verb, "--help"])
+        cli.main([*command.split(), "--help"])
     shown = capsys.readouterr().out
     assert end.value.code == 0
-    assert shown.startswith(f"usage: clip-distill {verb}")
-    assert f"clip-distill {verb} " in shown.partition("examples:")[2]
+    assert shown.startswith(f"usage: clip-distill {command}")
+    assert f"clip-distill {command} " in shown.partition("examples:")[2]
+
+
+def test_the_help_of_store_lists_its_own_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["store", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f"  {verb} " in shown for verb in store.VERBS)
 
 
 @pytest.mark.parametrize("argv", [["distill"], ["--verbose"]])

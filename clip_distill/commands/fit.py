@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     if trainer.is_global_zero:
         write_recipe(arguments, config, out)
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
-    if trainer.is_global_zero and not trainer.fast_dev_run:
+    if trainer.is_global_zero and not trainer_options.get("fast_dev_run"):
         save_student(module, trainer, best, out)
 
 
@@ -98,7 +98,7 @@ def prepare_folder(recipe: Recipe, out: Path) -> Path | None:
             return last
         print(f"{out}: nothing to resume from (no {last}); starting anew")
         return None
-    if rank_zero_only.rank != 0:
+    if getattr(rank_zero_only, "rank", 0) != 0:
         return None
     if (out / "checkpoints").exists() and not recipe.overwrite:
         raise FileExistsError(
@@ -153,7 +153,7 @@ def make_trainer(recipe: Recipe, options: dict[str, Any], out: Path) -> tuple[Tr
     callbacks: list[Callback] = [best, last]
     # the CSV logger empties its folder, so a resumed run logs beside what is there
     version = f"resumed-{len(list((out / 'logs').glob('resumed-*'))) + 1}" if recipe.resume else ""
-    loggers: list[Logger] | bool = [CSVLogger(out, "logs", version), TensorBoardLogger(out, "logs", version)]
+    loggers: list[Logger] = [CSVLogger(out, "logs", version), TensorBoardLogger(out, "logs", version)]
     if recipe.wandb:
         from lightning.pytorch.loggers import WandbLogger
 

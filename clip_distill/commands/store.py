@@ -10,7 +10,6 @@ from clip_distill.commands import parsing
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from rich.table import Table
 
     from clip_distill.store.clip_retrieval import Column
     from clip_distill.store.remote import Location
@@ -55,10 +54,12 @@ def info(store: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("table", "rows", "views", "dim", "dtype", "made in", "shards", "on disk", "skipped", title=store)
+    folders = tables_of(store)
     teachers: dict[str, str] = {}
-    for folder in tables_of(store):
-        _describe(folder, table, teachers)
+    columns = [_describe(folder, teachers) for folder in folders]
+    table = Table("", *(folder.name for folder in folders), title=store)
+    for fact in dict.fromkeys(fact for column in columns for fact in column):
+        table.add_row(fact, *(column.get(fact, "") for column in columns))
     console = Console()
     console.print(table)
     for digest, name in teachers.items():
@@ -83,21 +84,25 @@ def tables_of(root: str) -> list[Location]:
     return found
 
 
-def _describe(folder: Location, table: Table, teachers: dict[str, str]) -> None:
-    """Add a table's row, and its teacher."""
+def _describe(folder: Location, teachers: dict[str, str]) -> dict[str, str]:
+    """What there is to say of a table; adds its teacher, digest → name."""
     from clip_distill.store.table import MANIFEST, Store
 
     if not (folder / MANIFEST).is_file():
-        table.add_row(folder.name, "unfinished", "", "", "", "", str(len(list(folder.glob("shard-*/shard.json")))))
-        return
+        return {"rows": "unfinished", "shards": str(len(list(folder.glob("shard-*/shard.json"))))}
     store = Store(folder)
     made_by = store.manifest
-    views = str(made_by.views) if made_by.views == 1 else f"{made_by.views} {made_by.augment}, seed {made_by.seed}"
-    skipped = ", ".join(f"{count:,} {reason}" for reason, count in made_by.skipped.items()) or "none"
-    size = f"{_bytes_on_disk(store) / 1e6:,.1f} MB"
-    facts = [f"{len(store):,}", views, str(made_by.dim), made_by.dtype, made_by.precision, str(len(made_by.shards))]
-    table.add_row(folder.name, *facts, size, skipped)
     teachers[made_by.teacher["weights_sha256"]] = made_by.teacher["name"]
+    return {
+        "rows": f"{len(store):,}",
+        "views": str(made_by.views) + (f" ({made_by.augment}, seed {made_by.seed})" if made_by.views > 1 else ""),
+        "dim": str(made_by.dim),
+        "stored as": made_by.dtype,
+        "computed in": made_by.precision,
+        "shards": str(len(made_by.shards)),
+        "on disk": f"{_bytes_on_disk(store) / 1e6:,.1f} MB",
+        "skipped": "\n".join(f"{count:,} {reason}" for reason, count in made_by.skipped.items()) or "none",
+    }
 
 
 def _bytes_on_disk(store: Store) -> int:

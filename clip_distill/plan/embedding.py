@@ -1,4 +1,4 @@
-"""Measure what `embed` does: photos decoded, captions tokenised, the teacher's towers, all by the code that `embed` runs.
+"""Measure what `embed` does, by the code that `embed` runs: decoding, tokenising, the teacher's towers, and the whole.
 
 Shapes: N rows, B views or captions in a batch, V views, S image side, C context length.
 """
@@ -6,9 +6,8 @@ Shapes: N rows, B views or captions in a batch, V views, S image side, C context
 from __future__ import annotations
 
 import io
-import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,7 +99,6 @@ class EmbedMeasures:
 
 def measure_embed(job: EmbedJob) -> EmbedMeasures:
     """Scan the data, load the teacher, and measure; meant for a process of its own."""
-    os.environ["TQDM_DISABLE"] = "1"  # bars of a sample would look like the real thing's
     found = EmbedMeasures()
     runners: dict[Tower, Runner] = {}
     with PeakMemory() as memory:
@@ -133,7 +131,8 @@ def _describe(found: EmbedMeasures, job: EmbedJob, tower: Tower, teacher: dict[s
         if split == "train" and tower not in job.towers:
             continue
         table = f"{tower}-{split}"
-        ids = part.require_images().column("id") if tower == "image" else part.require_captions().column("text").unique()
+        images, captions = part.require_images, part.require_captions
+        ids = images().column("id") if tower == "image" else captions().column("text").unique()
         augmented = split == "train" and tower == "image" and job.views > 1
         views, augment, seed = (job.views, job.augment, job.seed) if augmented else (1, "none", 0)
         found.items[table] = len(ids)
@@ -159,9 +158,7 @@ def _measure_images(found: EmbedMeasures, job: EmbedJob, runner: Runner, corpus:
         if "decode, one worker" not in found.stages:
             say(f"photos of {table}: decoding, then the teacher's image tower")
             pixels = _measure_decoding(found, job, images, views, made_by.views)
-            pixels = pixels.repeat(-(-runner.batch_size // len(pixels)), 1, 1, 1)[: runner.batch_size]
-            inputs = normalise(pixels.to(runner.device), runner.spec.preprocess)
-            found.stages["teacher, image tower"] = timed(lambda: runner(inputs), len(inputs), job.seconds)
+            found.stages["teacher, image tower"] = _tower_rate(runner, pixels, job.seconds)
         say(f"the embedding of {table}, from file to embedding")
         rows, rate, reasons = embed_some_images(runner, images, views, made_by.views, job.seconds)
         found.embedding[table] = rate
@@ -187,6 +184,12 @@ def _measure_decoding(found: EmbedMeasures, job: EmbedJob, images: pa.Table, vie
         raise ValueError(f"expected photos that can be read, found none among {done}; the first says: {dataset[0][1]}")
     found.stages["decode, one worker"] = Rate(done, time.perf_counter() - began)
     return torch.cat(rendered)
+
+
+def _tower_rate(runner: Runner, pixels: Tensor, seconds: float) -> Rate:
+    """Views per second of the tower alone, on full batches."""
+    batch = pixels.repeat(-(-runner.batch_size // len(pixels)), 1, 1, 1)[: runner.batch_size].to(runner.device)
+    return timed(lambda: runner(normalise(batch, runner.spec.preprocess)), len(batch), seconds)
 
 
 def embed_some_images(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import psutil
@@ -31,18 +32,20 @@ def available_bytes() -> int:
     return free
 
 
-def tree_bytes(process: psutil.Process) -> int:
-    """Memory of a process and the workers below it now, pages that they share counted once."""
-    workers = process.children(recursive=True)
-    if not workers:
-        return int(process.memory_info().rss)
+def most_resident_bytes(process: psutil.Process) -> int:
+    """The most memory that a process has had since it started, as Linux keeps it; elsewhere, what it has now."""
+    status = Path(f"/proc/{process.pid}/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    most = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    return max([int(process.memory_info().rss), *most])
+
+
+def workers_bytes(process: psutil.Process) -> int:
+    """Memory of the processes below one that they don't share with it."""
     total = 0
-    for each in (process, *workers):
-        try:
-            info = each.memory_full_info()
-        except psutil.Error:  # it has ended meanwhile
-            continue
-        total += getattr(info, "pss", info.uss)
+    for worker in process.children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            total += worker.memory_full_info().uss
     return total
 
 
@@ -51,40 +54,62 @@ class PeakMemory:
 
     Args:
         process: Which one; None is this one.
-        interval: Seconds between two looks. A shorter peak may be missed.
-        alone: Leave workers out, which makes a look take microseconds.
+        interval: Seconds between two looks. A shorter peak of the workers may be missed, on Linux none of the process.
+        alone: Take what this process has at each look: without workers, and without what it had before.
 
     Attributes:
-        start: Bytes when the block began.
-        peak: The most bytes seen.
+        start: Bytes of the process when the block began.
+        peak: The most bytes of the process, and the most of its workers: at least what both had at one time.
     """
 
     def __init__(self, process: psutil.Process | None = None, interval: float = 0.05, alone: bool = False) -> None:
         self.process, self.interval, self.alone = process or psutil.Process(), interval, alone
-        self.start = self.peak = self._look()
+        self.start = self._most = int(self.process.memory_info().rss)
+        self._most_of_workers = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def _look(self) -> int:
-        return int(self.process.memory_info().rss) if self.alone else tree_bytes(self.process)
+    @property
+    def peak(self) -> int:
+        return self._most + self._most_of_workers
+
+    def _look(self) -> None:
+        if self.alone:
+            self._most = max(self._most, int(self.process.memory_info().rss))
+        else:
+            self._most = max(self._most, most_resident_bytes(self.process))
+            self._most_of_workers = max(self._most_of_workers, workers_bytes(self.process))
 
     def _watch(self) -> None:
         rest = 0.0
         while not self._ended.wait(max(self.interval, rest)):
             began = time.perf_counter()
-            try:
-                self.peak = max(self.peak, self._look())
-            except psutil.NoSuchProcess:
-                return
+            with contextlib.suppress(psutil.Error, FileNotFoundError, ProcessLookupError):  # it has ended
+                self._look()
             rest = REST * (time.perf_counter() - began)
 
     def __enter__(self) -> PeakMemory:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended.set()
         self._thread.join()
+        with contextlib.suppress(psutil.Error, FileNotFoundError, ProcessLookupError):
+            self._look()
+
+
+@contextlib.contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Set a variable for the processes that start within the `with` block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def in_own_process(function: Callable[..., T], *arguments: Any) -> T:
@@ -93,7 +118,8 @@ def in_own_process(function: Callable[..., T], *arguments: Any) -> T:
     Raises:
         ValueError: The process was killed.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    # a bar over a sample would look like the real thing's; tqdm reads this as it is imported, so before the process is
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool, environment("TQDM_DISABLE", "1"):
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:

@@ -1,4 +1,4 @@
-"""A plan from its measures: what was counted, what was measured, what is extrapolated from it; as JSON and as tables."""
+"""A plan from its measures: what was counted, measured, and extrapolated from both; as JSON and as tables."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ MIN_WIDTH = 100  # a table cut to a pipe's 80 columns would lose digits
 NOTES = (
     "Times hold for this machine as it was while measuring: other programs slow down both, and photos that the disk "
     "has yet to read are slower than those it has just read.",
-    "Peak memory was seen while measuring, looked at 20 times a second, plus a full shard's buffers for embed. Pages of "
-    "the store that fit maps are not in it; the system drops them when it needs room.",
+    "Peak memory is what the process and its workers took while measuring, plus a full shard's buffers for embed; "
+    "pages of the store that fit maps are not in it: the system drops them when it needs room.",
     "The largest batch is tried until out of memory on CUDA, and extrapolated from two small batches on the CPU; "
     "captions count at their full context length.",
     "Disk is exact for embeddings; ids and tokens are extrapolated from a sample.",

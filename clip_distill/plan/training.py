@@ -1,16 +1,14 @@
 """Measure what `fit` does: the real datasets, loaders, Distiller and Trainer, for a few steps.
 
-No store exists yet: the teacher's embeddings are random numbers of the right width, which cost the same to learn from.
+No store exists yet: what `stand_in` has is as costly to learn from.
 Shapes: N rows, B batch, D embedding, S image side, C context length.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,31 +16,28 @@ import lightning as L
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from clip_distill.assemble import make_objective
-from clip_distill.data.layout import Corpus, Split, scan
+from clip_distill.data.layout import Corpus, scan
 from clip_distill.data.module import Batch, Captions, DistillData, Images, LoaderOptions, default_workers
 from clip_distill.data.tokens import TokenizerSpec, tokenize
 from clip_distill.data.views import Views
 from clip_distill.distill import Distiller
 from clip_distill.plan.estimate import Rate, sample_rows
 from clip_distill.plan.memory import PeakMemory, largest_that_fits
+from clip_distill.plan.stand_in import RandomStore, SameBatch, random_pairs, random_validation
 from clip_distill.plan.timing import say
 from clip_distill.recipe import Recipe
-from clip_distill.store.table import Store
 from clip_distill.students import make_student
 from clip_distill.towers import TowerSpec, count_parameters, pick_device
-from clip_distill.validation import Validation
 
 MOST_TOKENISED = 65_536
 MANY_EPOCHS = 1000  # the clock ends the measuring, but a schedule needs an end
 # of the recipe's Trainer options, those that change what a step costs
-KEPT = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "benchmark")
-KEPT += ("deterministic", "detect_anomaly")
+KEPT = {"precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "benchmark"}
+KEPT |= {"deterministic", "detect_anomaly"}
 
 
 @dataclass(frozen=True)
@@ -105,16 +100,6 @@ class FitMeasures:
     largest: int
 
 
-class RandomStore(Store):
-    """In place of the store that is still to be made: any row, at any view, random numbers [B, D]."""
-
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
-
-    def embeddings(self, rows: NDArray[np.int64], views: NDArray[np.int64] | int = 0) -> NDArray[Any]:
-        return np.random.default_rng(0).standard_normal((len(rows), self.dim), np.float32).astype(np.float16)
-
-
 class Clock(L.Callback):
     """Times steps of training until there is enough, and batches of validation; the first of each warm up."""
 
@@ -154,7 +139,6 @@ class Clock(L.Callback):
 
 def measure_fit(job: FitJob) -> FitMeasures:
     """Train the student for a few steps, and validate a few batches; meant for a process of its own."""
-    os.environ["TQDM_DISABLE"] = "1"
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     recipe, device = job.recipe, pick_device(job.device)
@@ -173,7 +157,7 @@ def measure_fit(job: FitJob) -> FitMeasures:
         clock = Clock(job.seconds)
         make_trainer(job, device, clock, limit_val_batches=0).fit(module, data)
         say("its validation")
-        module.validation = _pairs(recipe.tower, len(some), spec.embed_dim)
+        module.validation = random_pairs(recipe.tower, len(some), spec.embed_dim)
         make_trainer(job, device, clock).validate(module, data, verbose=False)
         began = time.perf_counter()
         whole.metrics(torch.randn(len(whole.own), spec.embed_dim))
@@ -240,43 +224,6 @@ def _captions(job: FitJob, spec: TowerSpec, corpus: Corpus) -> tuple[Captions, C
     train = Captions(tokens.take(rows), pad, width, RandomStore(spec.embed_dim), rows)
     some = _val_sample(job, len(corpus.val.require_captions().column("text").unique()))
     return train, Captions(tokens.take(np.resize(np.arange(len(tokens)), some)), pad, width)
-
-
-def random_validation(tower: Any, split: Split, dim: int) -> Validation:
-    """The whole validation set's pairs, with random embeddings.
-
-    Raises:
-        ValueError: No caption belongs to a photo.
-    """
-    images, captions = split.require_images(), split.require_captions()
-    paired = captions.filter(pc.is_valid(captions.column("image_id")))
-    if not len(paired):
-        raise ValueError(f"expected captions of the validation photos, found none that name one; {split.captions_sought}")
-    texts = paired.column("text").unique()
-    rows = pc.index_in(paired.column("text"), texts), pc.index_in(
-        paired.column("image_id"), images.column("id").combine_chunks()
-    )
-    own, other = len(images), len(texts)
-    if tower == "text":
-        own, other = other, own
-    caption_row, image_row = (torch.from_numpy(np.asarray(row).astype(np.int64)) for row in rows)
-    return Validation(tower, torch.randn(own, dim), torch.randn(other, dim), caption_row, image_row)
-
-
-def _pairs(tower: Any, count: int, dim: int) -> Validation:
-    """As many photos as captions, each the other's: what the measured batches are ranked against."""
-    return Validation(tower, torch.randn(count, dim), torch.randn(count, dim), torch.arange(count), torch.arange(count))
-
-
-class SameBatch(IterableDataset[Batch]):
-    """One batch, over and over."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            yield self.batch
 
 
 def largest_fit_batch(job: FitJob, module: Distiller, device: torch.device, most: int) -> int:

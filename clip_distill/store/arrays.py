@@ -1,20 +1,29 @@
-"""Arrays in files, mapped into memory."""
+"""Rows of .npy files, read where they lie.
+
+Reads, not memory maps: a map counts toward a process's memory page by page as it is read, a recent Linux brings in up to
+2 MB for one row, and a process may have only so many maps. What is read here lies in the kernel's cache alone.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import resource
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 
-def map_array(path: Path, shape: tuple[int, int], dtype: str) -> NDArray[Any]:
-    """Map a .npy file into memory, read-only, without keeping it open.
+def open_files() -> int:
+    """How many files to hold open: half of what the system allows this process."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 4096 if soft == resource.RLIM_INFINITY else max(16, min(4096, soft // 2))
 
-    `np.load(mmap_mode="r")` holds one file descriptor per array, and many systems allow a process 1,024.
+
+def data_offset(path: Path, shape: tuple[int, int], dtype: str) -> int:
+    """Where the numbers of a .npy file begin, in bytes.
 
     Raises:
         ValueError: The file holds something else than `shape` and `dtype`, or ends too early.
@@ -22,15 +31,23 @@ def map_array(path: Path, shape: tuple[int, int], dtype: str) -> NDArray[Any]:
     with open(path, "rb") as file:
         np.lib.format.read_magic(file)
         found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(file)
-        header = file.tell()
-    found = (found_shape, str(found_dtype), fortran, path.stat().st_size - header)
+        offset = file.tell()
+    found = (found_shape, str(found_dtype), fortran, path.stat().st_size - offset)
     expected = (shape, dtype, False, math.prod(shape) * np.dtype(dtype).itemsize)
     if found != expected:
         raise ValueError(f"{path}: expected (shape, dtype, Fortran order, bytes) {expected}, found {found}")
-    if not shape[0]:
-        return np.empty(shape, dtype)
-    skip = header // np.dtype(dtype).itemsize  # headers are padded to a multiple of 64 bytes
-    mapped = torch.from_file(str(path), shared=False, size=skip + math.prod(shape), dtype=getattr(torch, dtype))
-    array: NDArray[Any] = mapped[skip:].view(shape).numpy()
-    array.flags.writeable = False
-    return array
+    return offset
+
+
+def read_into(out: NDArray[Any], file: IO[bytes], offset: int) -> None:
+    """Fill a contiguous array from a file; several processes may share the file, its position isn't used.
+
+    Raises:
+        EOFError: The file ends before.
+    """
+    left = memoryview(out).cast("B")
+    while left:
+        count = os.preadv(file.fileno(), [left], offset)
+        if count == 0:
+            raise EOFError(f"{file.name}: expected {len(left)} more bytes at {offset}, found its end")
+        left, offset = left[count:], offset + count

@@ -211,10 +211,11 @@ class _Build:
         if not all(map(self._has_all_views, records)):
             return None
         for part, record in zip(parts, records[first:], strict=True):
-            if record["rows"] + len(record["skipped"]) != part.stop - part.start:
+            expected, found = part.stop - part.start, record["rows"] + len(record["skipped"])
+            if found != expected:
                 raise StoreError(
-                    f"{self.folder / part.name}: expected a shard of {part.stop - part.start} items, found "
-                    f"{record['rows'] + len(record['skipped'])}. Was its manifest removed? Delete the folder to start anew."
+                    f"{self.folder / part.name}: expected a shard of {expected} items, found one of {found}. "
+                    f"Was {MANIFEST} removed? Delete the folder and start anew."
                 )
         skipped = Counter(reason for record in records for reason in record.pop("skipped").values())
         rows = sum(record["rows"] for record in records)

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from clip_distill.data.tokens import TokenizerSpec, tokenize
-from clip_distill.store.arrays import map_array
 from clip_distill.store.build import EmbedParts, Part
 from clip_distill.store.table import Manifest, Store
 from clip_distill.store.write import Shard
@@ -154,15 +153,13 @@ def open_folder(folder: Path, tower: str, dim: int) -> Folder:
 
 
 def _map_part(path: Path, dim: int) -> NDArray[Any]:
-    with open(path, "rb") as file:
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    if len(shape) != 2 or shape[1] != dim or str(dtype) not in ("float16", "float32"):
+    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.ndim != 2 or array.shape[1] != dim or str(array.dtype) not in ("float16", "float32"):
         raise ValueError(
-            f"{path}: expected float16 or float32 [N, {dim}], the width of the teacher; found {dtype} {list(shape)}. "
-            "Is --teacher the one that made it?"
+            f"{path}: expected float16 or float32 [N, {dim}], the width of the teacher; found {array.dtype} "
+            f"{list(array.shape)}. Is --teacher the one that made it?"
         )
-    return map_array(path, (shape[0], shape[1]), str(dtype))
+    return array
 
 
 def items_of(folder: Folder, ids: pa.ChunkedArray) -> pa.Table:

@@ -16,11 +16,12 @@ Shapes: N rows, V views, D embedding, B batch.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clip_distill.data.tokens import Ragged, identity, starts
-from clip_distill.store.arrays import map_array
+from clip_distill.store.arrays import data_offset, open_files, read_into
 from clip_distill.store.remote import Location, local_copy, locate
 
 FORMAT = 1
@@ -123,7 +124,7 @@ def require_same(what: str, expected: dict[str, Any], found: dict[str, Any], fix
 class Store:
     """One table, opened by its manifest; ids and embeddings are read when first asked for.
 
-    A store may be sent to worker processes: memory maps are opened anew in each, since they pickle by value.
+    A store may be sent to worker processes, which open its files anew, and be used in several threads.
 
     Args:
         folder: A folder, or a URL that fsspec knows; of the latter, files are downloaded as they are needed.
@@ -152,10 +153,15 @@ class Store:
         self.manifest = Manifest(**found)
         self.digest = hashlib.sha256(content).hexdigest()
         self.starts = np.cumsum([0, *(shard["rows"] for shard in self.manifest.shards)])
-        self._maps: dict[tuple[int, int], NDArray[Any]] = {}
+        self._offsets: dict[tuple[int, int], int] = {}
+        self._open = lru_cache(open_files())(self._open_view)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maps": {}}
+        return {key: value for key, value in self.__dict__.items() if key != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._open = lru_cache(open_files())(self._open_view)
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -193,22 +199,38 @@ class Store:
             if rows.size and (asked.min() < 0 or asked.max() >= count):
                 asked_for = f"{asked.min()} … {asked.max()}"
                 raise StoreError(f"{self.folder}: expected {what} from 0 up to {count - 1}, found {asked_for}")
-        out = np.empty((len(rows), self.manifest.dim), self.manifest.dtype)
         shards = np.searchsorted(self.starts, rows, side="right") - 1
-        keys = shards * self.manifest.views + views
-        order = np.argsort(keys, kind="stable")
-        first_of_file = np.flatnonzero(np.diff(keys[order], prepend=-1))
-        for chosen in np.split(order, first_of_file[1:]) if rows.size else []:
-            shard, view = int(shards[chosen[0]]), int(views[chosen[0]])
-            out[chosen] = self._map(shard, view)[rows[chosen] - self.starts[shard]]
-        return out
+        order = np.lexsort((rows, views, shards))
+        out = np.empty((len(rows), self.manifest.dim), self.manifest.dtype)
+        # rows that follow each other in a file are one read
+        step = [np.diff(each[order]) for each in (shards, views, rows)]
+        runs = np.flatnonzero((step[0] != 0) | (step[1] != 0) | (step[2] != 1)) + 1
+        bounds = [0, *runs.tolist(), len(rows)] if rows.size else []
+        for start, stop in itertools.pairwise(bounds):
+            first = order[start]
+            self._read(out[start:stop], int(shards[first]), int(views[first]), int(rows[first]))
+        unsorted = np.empty_like(out)
+        unsorted[order] = out
+        return unsorted
 
     def all_embeddings(self, view: int = 0) -> NDArray[Any]:
         """[N, D], in the order of `ids`."""
         out = np.empty((len(self), self.manifest.dim), self.manifest.dtype)
-        for shard in range(self._shards):
-            out[self.starts[shard] : self.starts[shard + 1]] = self._map(shard, view)
+        for shard, (start, stop) in enumerate(itertools.pairwise(self.starts.tolist())):
+            self._read(out[start:stop], shard, view, start)
         return out
+
+    def _read(self, out: NDArray[Any], shard: int, view: int, row: int) -> None:
+        """Fill `out` from one file, from row `row` of the table on."""
+        file = self._open(shard, view)
+        read_into(out, file, self._offsets[shard, view] + int(row - self.starts[shard]) * out.strides[0])
+
+    def _open_view(self, shard: int, view: int) -> IO[bytes]:
+        path = self.file(shard, view_file(view))
+        if (shard, view) not in self._offsets:
+            shape = (self.manifest.shards[shard]["rows"], self.manifest.dim)
+            self._offsets[shard, view] = data_offset(path, shape, self.manifest.dtype)
+        return open(path, "rb", buffering=0)
 
     @cached_property
     def tokens(self) -> Ragged:
@@ -236,13 +258,6 @@ class Store:
     def _shard_ids(self, shard: int) -> pa.Array:
         column = pq.read_table(self.file(shard, "rows.parquet"), columns=["id"]).column("id").cast(pa.large_string())
         return pa.concat_arrays([pa.array([], pa.large_string()), *column.chunks])
-
-    def _map(self, shard: int, view: int) -> NDArray[Any]:
-        key = (shard, view)
-        if key not in self._maps:
-            shape = (self.manifest.shards[shard]["rows"], self.manifest.dim)
-            self._maps[key] = map_array(self.file(shard, view_file(view)), shape, self.manifest.dtype)
-        return self._maps[key]
 
 
 def view_file(view: int) -> str:

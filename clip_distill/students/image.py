@@ -90,7 +90,7 @@ def timm_backbone(
     _require_side(model, module, side)
     if pretrained:
         trunk = timm.create_model(model, pretrained=True, num_classes=0)
-        module.trunk.load_state_dict(trunk.state_dict(), strict=False)
+        module.get_submodule("trunk").load_state_dict(trunk.state_dict(), strict=False)
     return spec, module
 
 
@@ -118,9 +118,10 @@ def _require_side(model: str, tower: nn.Module, side: int) -> None:
     try:
         tower.eval()(torch.zeros(1, 3, side, side))
     except (AssertionError, RuntimeError, ValueError) as error:
+        _, own, _ = timm.get_pretrained_cfg_value(model, "input_size") or (3, "unknown", "unknown")
         raise ValueError(
-            f"student 'timm': {model!r} does not take images of {side}×{side}: {error}. Its own size is "
-            f"{tower.trunk.default_cfg['input_size'][1]} (--student.options.input_resolution)"
+            f"student 'timm': {model!r} does not take images of {side}×{side}: {error}. Its own size is {own} "
+            "(--student.options.input_resolution)"
         ) from error
     tower.train()
 

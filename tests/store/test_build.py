@@ -213,6 +213,16 @@ def test_views_of_a_photo_that_is_gone_are_an_error(synthetic: SimpleNamespace, 
     assert synthetic.build(tmp_path, 6, 4, 2).manifest.views == 2
 
 
+def test_a_grown_table_without_its_manifest_is_not_taken_for_a_new_one(
+    synthetic: SimpleNamespace, tmp_path: Path
+) -> None:
+    synthetic.build(tmp_path, 10, 4)
+    synthetic.build(tmp_path, 15, 4)
+    (tmp_path / MANIFEST).unlink()
+    with pytest.raises(StoreError, match="shard-00002: expected a shard of 4 items, found one of 2"):
+        synthetic.build(tmp_path, 15, 4)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_numbers_that_do_not_fit_are_an_error(dtype: str, synthetic: SimpleNamespace, tmp_path: Path) -> None:
     made_by = synthetic.manifest(dtype=dtype)

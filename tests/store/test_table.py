@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import resource
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,26 +55,36 @@ def test_a_row_or_view_that_is_not_there_is_an_error(store: Store, rows: list[in
         store.embeddings(np.array(rows), views)
 
 
-def test_a_store_goes_to_another_process_without_its_maps(store: Store) -> None:
+def test_a_store_goes_to_another_process_without_its_files(store: Store) -> None:
     before = store.embeddings(np.arange(41))
     sent = pickle.dumps(store)
     assert len(sent) < 20_000
     np.testing.assert_array_equal(pickle.loads(sent).embeddings(np.arange(41)), before)
 
 
-def test_many_shards_need_no_file_descriptors(synthetic: SimpleNamespace, tmp_path: Path) -> None:
-    store = synthetic.build(tmp_path, 300, 1)
+def test_more_shards_than_a_process_may_open(synthetic: SimpleNamespace, tmp_path: Path) -> None:
+    synthetic.build(tmp_path, 200, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 128), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 96), hard))
     try:
-        assert store.embeddings(np.arange(300)).shape == (300, 8)
+        store = Store(tmp_path)
+        for _ in range(2):
+            assert store.embeddings(np.arange(200)).shape == (200, 8)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_maps_can_not_be_written_to(store: Store) -> None:
-    with pytest.raises(ValueError, match="read-only"):
-        store._map(0, 0)[0] = 1
+def test_threads_may_share_a_store(synthetic: SimpleNamespace, tmp_path: Path) -> None:
+    store = synthetic.build(tmp_path, 300, 5)
+    store._open = lru_cache(3)(store._open_view)  # files are closed and opened all the time
+    everything = store.all_embeddings()
+
+    def read(seed: int) -> bool:
+        rows = np.random.default_rng(seed).integers(300, size=200)
+        return bool((store.embeddings(rows) == everything[rows]).all())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(40)))
 
 
 def test_a_truncated_file_is_an_error(store: Store) -> None:
