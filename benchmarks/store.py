@@ -3,10 +3,9 @@
     python benchmarks/store.py --rows 1000000 --folder /tmp/store-benchmark
 
 Builds an image table of made-up embeddings (float16, 512 wide) through the same writer as `embed`, and beside it one
-of a tenth of the size at most, to compare the time to open; then reads them in fresh processes, so that memory is that
-of reading alone, over what the interpreter and torch take. RSS counts the pages of mapped files, which the kernel takes
-back whenever it wants; "private" is what it can't (`Private_Dirty` of /proc/self/smaps_rollup). With workers, the rows
-are read in them, and the memory shown is theirs, the largest.
+of a tenth of the size at most, to compare the time to open. Each measure runs in a process of its own and prints the
+memory that it added to what the interpreter and torch take: peak and present RSS, and the private part of it
+(`Private_Dirty` of /proc/self/smaps_rollup). With workers, the rows are read in them, and so theirs is printed, too.
 Shapes: N rows, B batch, D embedding.
 """
 

@@ -16,7 +16,8 @@ from clip_distill.data.views import Views
 from clip_distill.distill import Distiller
 from clip_distill.losses import WeightedSum
 from clip_distill.recipe import Loss, Recipe
-from clip_distill.store.table import Store, StoreError, open_table, require_same, teacher_fingerprint
+from clip_distill.store.ensemble import open_table
+from clip_distill.store.table import Store, StoreError, require_same, teacher_fingerprint
 from clip_distill.students import make_student
 from clip_distill.towers import TowerSpec
 from clip_distill.validation import load_validation

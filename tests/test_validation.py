@@ -15,7 +15,8 @@ from torch import Tensor
 from clip_distill.data.layout import Split, scan
 from clip_distill.evaluate.recall import mean_cosine, retrieval_metrics
 from clip_distill.evaluate.retrieval import Benchmark, encode_images, encode_texts
-from clip_distill.store.table import Store, StoreError, open_table
+from clip_distill.store.ensemble import open_table
+from clip_distill.store.table import Store, StoreError
 from clip_distill.teachers import load_teacher
 from clip_distill.towers import Tower, load_tower
 from clip_distill.validation import Validation, load_validation

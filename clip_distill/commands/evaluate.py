@@ -122,7 +122,8 @@ def _stored_teacher(root: str, split: str, images: pa.Table, captions: pa.Table,
     import torch
 
     from clip_distill.evaluate.retrieval import Benchmark
-    from clip_distill.store.table import StoreError, open_table, require_same, teacher_fingerprint
+    from clip_distill.store.ensemble import open_table
+    from clip_distill.store.table import StoreError, require_same, teacher_fingerprint
 
     image_table, text_table = (open_table(root, tower, split) for tower in ("image", "text"))
     expected, found = (teacher_fingerprint(table.manifest.teacher) for table in (image_table, text_table))

@@ -82,6 +82,8 @@ def _load_towers(
         name = teacher or (info or {}).get("name")
         if name is None:
             raise ValueError(f"expected --store or --teacher, which has the {tower} tower; found neither")
+        if info and info.get("ensemble") and teacher is None:
+            raise ValueError(f"expected both students: {name} is several teachers, and has no {tower} tower to write")
         towers[tower], titles[tower] = load_teacher(name, tower), f"teacher {name}"
         info = info or towers[tower][0].teacher
     if info is None:

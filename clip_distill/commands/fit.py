@@ -122,7 +122,8 @@ def online_target(recipe: Recipe) -> tuple[Any, Any]:
         return None, None
     from clip_distill.assemble import OnlineTarget
     from clip_distill.online import OnlineTeacher
-    from clip_distill.store.table import open_table, require_same, teacher_fingerprint
+    from clip_distill.store.ensemble import open_table
+    from clip_distill.store.table import require_same, teacher_fingerprint
     from clip_distill.teachers import load_teacher
 
     store = open_table(recipe.store, recipe.tower, "val")

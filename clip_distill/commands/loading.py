@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from clip_distill.store.table import MANIFEST, Store, StoreError, require_same, table_folder, teacher_fingerprint
+from clip_distill.store.ensemble import open_table
+from clip_distill.store.table import StoreError, require_same, teacher_fingerprint
 from clip_distill.teachers import load_teacher
 from clip_distill.towers import TOWERS, Tower, TowerSpec, load_tower
 
@@ -67,9 +70,8 @@ def teacher_of_store(root: str) -> dict[str, Any]:
     Raises:
         StoreError: There is no finished table.
     """
-    folders = [table_folder(root, tower, split) for tower in TOWERS for split in ("val", "train")]
-    for folder in folders:
-        if (folder / MANIFEST).is_file():
-            return Store(folder).manifest.teacher
-    names = ", ".join(folder.name for folder in folders)
-    raise StoreError(f"{root}: expected a store with a finished table ({names}), found none. Run `clip-distill embed`.")
+    for tower, split in itertools.product(TOWERS, ("val", "train")):
+        with contextlib.suppress(StoreError):
+            return open_table(root, tower, split).manifest.teacher
+    tables = ", ".join(f"{tower}-{split}" for tower in TOWERS for split in ("val", "train"))
+    raise StoreError(f"{root}: expected a store with a finished table ({tables}), found none. Run `clip-distill embed`.")

@@ -25,11 +25,15 @@ Look at a store of embeddings, check it, and exchange it with other programs.
   verify      read all of it and compare every byte with its SHA-256
   export      write it as clip-retrieval's folders (.npy and parquet), which autofaiss reads, too
   import      read such a folder into a store
+  combine     make several teachers' stores one, to train on all of them
 
 `clip-distill store VERB --help` explains each.
 """
 
 EXAMPLES = {
+    "combine": """\
+  clip-distill store combine --stores '[stores/b32, stores/l14]' --out stores/both
+  clip-distill fit --tower text --data DATA --store stores/both --out runs/text""",
     "info": "  clip-distill store info --store stores/b32",
     "verify": "  clip-distill store verify --store stores/b32",
     "export": """\
@@ -43,6 +47,20 @@ EXAMPLES = {
   # image_path is not yet what this program calls a photo: look names up in the data
   clip-distill store import --folder out --store stores/b32 --split train --teacher ViT-B-32/openai --data DATA""",
 }
+
+
+def combine(stores: list[str], out: str, how: Literal["concat", "mean"] = "concat") -> None:
+    """Make several teachers' stores one: `--store` of every verb takes the ensemble, and nothing is copied.
+
+    Args:
+        stores: Two or more, made from the same data with the same views.
+        out: Folder to write.
+        how: concat (widths add up, cosines are averaged) or mean (teachers of one width that agree on directions).
+    """
+    from clip_distill.store.ensemble import write_ensemble
+
+    write_ensemble(Path(out), stores, how)
+    print(f"{out}: {how} of {', '.join(stores)}")
 
 
 def info(store: str) -> None:
@@ -178,7 +196,7 @@ def _pairs(root: str, split: Split, data: str) -> dict[str, Column]:
     """The rows of each caption and its photo, where the store has both."""
     from clip_distill.data.layout import scan
     from clip_distill.store.clip_retrieval import Column
-    from clip_distill.store.table import open_table
+    from clip_distill.store.ensemble import open_table
 
     images, texts = (open_table(root, tower, split) for tower in ("image", "text"))
     captions = getattr(scan(data), split).require_captions()
@@ -245,7 +263,13 @@ def _photo_ids(names: pa.ChunkedArray, data: str, split: Split) -> pa.ChunkedArr
     return pa.chunked_array([found])
 
 
-VERBS: dict[str, Any] = {"info": info, "verify": verify, "export": export, "import": import_folder}
+VERBS: dict[str, Any] = {
+    "info": info,
+    "verify": verify,
+    "export": export,
+    "import": import_folder,
+    "combine": combine,
+}
 
 
 def main(argv: list[str]) -> None:

@@ -202,8 +202,7 @@ class DistillData(L.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         size = self.options.batch_size
-        lengths = self.train.tokens.lengths if isinstance(self.train, Captions) else None
-        sampler = EpochBatches(len(self.train), size, self.views, self.seed, *self._place(), lengths)
+        sampler = EpochBatches(len(self.train), size, self.views, self.seed, *self._place(), lengths_of(self.train))
         self._loader = ResumableLoader(self.train, sampler=sampler, **self._loader_arguments())
         self._loader.load_state_dict(self._restored)
         self._restored = {"batches": 0}  # of one epoch alone, should Lightning ask for another loader
@@ -216,7 +215,7 @@ class DistillData(L.LightningDataModule):
         self._restored = state
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        sampler = InOrder(len(self.val), self.options.val_batch_size, *self._place())
+        sampler = InOrder(len(self.val), self.options.val_batch_size, *self._place(), lengths_of(self.val))
         return DataLoader(self.val, sampler=sampler, **self._loader_arguments())
 
     def _place(self) -> tuple[int, int]:
@@ -234,3 +233,8 @@ class DistillData(L.LightningDataModule):
 def default_workers(tower: str) -> int:
     """Captions are ready in microseconds; photos take every core but the one that feeds the student."""
     return 0 if tower == "text" else min(8, max(1, (os.cpu_count() or 1) - 1))
+
+
+def lengths_of(dataset: Images | Captions) -> NDArray[np.int64] | None:
+    """[N] tokens of each caption; None for photos."""
+    return dataset.tokens.lengths if isinstance(dataset, Captions) else None

@@ -73,10 +73,13 @@ class EpochBatches(Sampler[Items]):
 
 
 class InOrder(Sampler[Items]):
-    """Rows once, plain views, for validation: this process's share."""
+    """Rows once, plain views, for validation: this process's share; captions from short to long, to pad little."""
 
-    def __init__(self, rows: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.mine, self.batch_size = range(rank, rows, world), batch_size
+    def __init__(
+        self, rows: int, batch_size: int, rank: int = 0, world: int = 1, lengths: NDArray[np.int64] | None = None
+    ) -> None:
+        order = np.arange(rows) if lengths is None else np.argsort(lengths, kind="stable")
+        self.mine, self.batch_size = order[rank::world].tolist(), batch_size
 
     def __len__(self) -> int:
         return -(-len(self.mine) // self.batch_size)

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(plan: Plan, output_dim: int) -> None:
     """Embed what the store lacks, then train."""
     from clip_distill.commands import fit
-    from clip_distill.store.table import open_table
+    from clip_distill.store.ensemble import open_table
 
     plan.show()
     fit.parser().parse_args(plan.fit[1:])  # a wrong value should not wait for the teacher to end

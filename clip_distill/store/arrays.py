@@ -1,7 +1,7 @@
 """Rows of .npy files, read where they lie.
 
-Reads, not memory maps: a map counts toward a process's memory page by page as it is read, a recent Linux brings in up to
-2 MB for one row, and a process may have only so many maps. What is read here lies in the kernel's cache alone.
+Reads, not memory maps: a map counts toward a process's memory page by page as it is read, a recent Linux brings in up
+to 2 MB for one row, and a map holds its file open. What is read here lies in the kernel's cache alone.
 """
 
 from __future__ import annotations
@@ -39,15 +39,19 @@ def data_offset(path: Path, shape: tuple[int, int], dtype: str) -> int:
     return offset
 
 
-def read_into(out: NDArray[Any], file: IO[bytes], offset: int) -> None:
-    """Fill a contiguous array from a file; several processes may share the file, its position isn't used.
+def raw(array: NDArray[Any]) -> memoryview:
+    """The bytes of a contiguous array, to be read into; of length 0 where it is empty."""
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+def read_into(out: memoryview, file: IO[bytes], offset: int) -> None:
+    """Fill bytes from a file; its position isn't used, so that processes and threads may share it.
 
     Raises:
         EOFError: The file ends before.
     """
-    left = memoryview(out).cast("B")
-    while left:
-        count = os.preadv(file.fileno(), [left], offset)
+    while out:
+        count = os.preadv(file.fileno(), [out], offset)
         if count == 0:
-            raise EOFError(f"{file.name}: expected {len(left)} more bytes at {offset}, found its end")
-        left, offset = left[count:], offset + count
+            raise EOFError(f"{file.name}: expected {len(out)} more bytes at {offset}, found its end")
+        out, offset = out[count:], offset + count

@@ -2,9 +2,9 @@
 
     ENSEMBLE/ensemble.json        {"stores": ["../b32", "../l14"], "combine": "concat"}
 
-Nothing is copied. Each teacher's embedding is scaled to unit length first, so that none outweighs another: `concat` puts
-them side by side, and the cosine of two samples is the mean of the teachers' cosines; `mean` averages them, which takes
-teachers of one width that agree on directions (checkpoints of one training, say).
+Nothing is copied. Each teacher's embedding is scaled to unit length first, so that none outweighs another: `concat`
+puts them side by side, and the cosine of two samples is the mean of the teachers' cosines; `mean` averages them, which
+takes teachers of one width that agree on directions (checkpoints of one training, say).
 Shapes: N rows, B batch, D embedding.
 """
 
@@ -34,8 +34,8 @@ def open_table(root: Location | str, tower: str, split: str) -> Store:
     """Open one table of a store, or of an ensemble of stores.
 
     Raises:
-        StoreError: It is missing, unfinished, of another tower or split than its place says, or the ensemble's stores do
-            not fit together.
+        StoreError: It is missing, unfinished, of another tower or split than its place says, or the ensemble's stores
+            do not fit together.
     """
     root = locate(root)
     if isinstance(root, Path) and (root / ENSEMBLE).is_file():
@@ -137,7 +137,7 @@ def _views(manifest: Manifest) -> dict[str, Any]:
 
 
 def _together(tables: Sequence[Store], combine: Combine) -> dict[str, Any]:
-    """The teacher's record of an ensemble: preprocessing and tokenizer of the first teacher, which the student takes over."""
+    """The record of an ensemble as a teacher: a student takes over the first one's preprocessing and tokenizer."""
     teachers = [table.manifest.teacher for table in tables]
     width = sum(t["embed_dim"] for t in teachers) if combine == "concat" else teachers[0]["embed_dim"]
     hashes = combine + "".join(t["weights_sha256"] for t in teachers)

@@ -30,12 +30,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clip_distill.data.tokens import Ragged, identity, starts
-from clip_distill.store.arrays import data_offset, open_files, read_into
+from clip_distill.store.arrays import data_offset, open_files, raw, read_into
 from clip_distill.store.remote import Location, local_copy, locate
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-FIND_ROWS = 2_000_000
+FIND_ROWS = 1_000_000
 
 
 class StoreError(ValueError):
@@ -201,36 +201,36 @@ class Store:
                 raise StoreError(f"{self.folder}: expected {what} from 0 up to {count - 1}, found {asked_for}")
         shards = np.searchsorted(self.starts, rows, side="right") - 1
         order = np.lexsort((rows, views, shards))
-        out = np.empty((len(rows), self.manifest.dim), self.manifest.dtype)
+        shards, views, rows = shards[order], views[order], rows[order]
         # rows that follow each other in a file are one read
-        step = [np.diff(each[order]) for each in (shards, views, rows)]
-        runs = np.flatnonzero((step[0] != 0) | (step[1] != 0) | (step[2] != 1)) + 1
-        bounds = [0, *runs.tolist(), len(rows)] if rows.size else []
-        for start, stop in itertools.pairwise(bounds):
-            first = order[start]
-            self._read(out[start:stop], int(shards[first]), int(views[first]), int(rows[first]))
-        unsorted = np.empty_like(out)
-        unsorted[order] = out
-        return unsorted
+        apart = (np.diff(shards) != 0) | (np.diff(views) != 0) | (np.diff(rows) != 1)
+        firsts = np.flatnonzero(np.concatenate([np.ones(min(1, len(rows)), bool), apart]))
+        out = np.empty((len(rows), self.manifest.dim), self.manifest.dtype)
+        content, width = raw(out), out.strides[0]
+        places = (rows - self.starts[shards])[firsts] * width
+        bounds = itertools.pairwise([*(firsts * width).tolist(), len(content)])
+        files = zip(shards[firsts].tolist(), views[firsts].tolist(), places.tolist(), bounds, strict=True)
+        for shard, view, place, (start, stop) in files:
+            file, offset = self._open(shard, view)
+            read_into(content[start:stop], file, offset + place)
+        as_asked = np.empty_like(out)
+        as_asked[order] = out
+        return as_asked
 
     def all_embeddings(self, view: int = 0) -> NDArray[Any]:
         """[N, D], in the order of `ids`."""
         out = np.empty((len(self), self.manifest.dim), self.manifest.dtype)
         for shard, (start, stop) in enumerate(itertools.pairwise(self.starts.tolist())):
-            self._read(out[start:stop], shard, view, start)
+            read_into(raw(out[start:stop]), *self._open(shard, view))
         return out
 
-    def _read(self, out: NDArray[Any], shard: int, view: int, row: int) -> None:
-        """Fill `out` from one file, from row `row` of the table on."""
-        file = self._open(shard, view)
-        read_into(out, file, self._offsets[shard, view] + int(row - self.starts[shard]) * out.strides[0])
-
-    def _open_view(self, shard: int, view: int) -> IO[bytes]:
+    def _open_view(self, shard: int, view: int) -> tuple[IO[bytes], int]:
+        """A file, and where its numbers begin."""
         path = self.file(shard, view_file(view))
         if (shard, view) not in self._offsets:
             shape = (self.manifest.shards[shard]["rows"], self.manifest.dim)
             self._offsets[shard, view] = data_offset(path, shape, self.manifest.dtype)
-        return open(path, "rb", buffering=0)
+        return open(path, "rb", buffering=0), self._offsets[shard, view]
 
     @cached_property
     def tokens(self) -> Ragged:
@@ -278,15 +278,3 @@ def _runs(bounds: NDArray[np.int64], rows: int) -> list[tuple[int, int]]:
 def table_folder(root: Location | str, tower: str, split: str) -> Location:
     """Where `embed` puts one table below the folder, or the URL, that it is given."""
     return locate(root) / f"{tower}-{split}"
-
-
-def open_table(root: Location | str, tower: str, split: str) -> Store:
-    """Open one table of a store.
-
-    Raises:
-        StoreError: It is missing, unfinished, or of another tower or split than its place says.
-    """
-    store = Store(table_folder(root, tower, split))
-    found = {"tower": store.manifest.tower, "split": store.manifest.split}
-    require_same(str(store.folder), {"tower": tower, "split": split}, found, "The folder was renamed; rename it back.")
-    return store

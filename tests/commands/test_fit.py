@@ -54,7 +54,7 @@ def test_a_run_leaves_a_student_checkpoints_logs_and_its_recipe(
     tower: str, tiny_data: Path, store: Path, tmp_path: Path
 ) -> None:
     fit(tower, tiny_data, store, tmp_path / "run", "--trainer.max_epochs", "6", "--optimizer.lr", "1e-2")
-    spec, student = load_tower(tmp_path / "run")
+    spec, _ = load_tower(tmp_path / "run")
     assert (spec.tower, spec.embed_dim) == (tower, 32)
     assert spec.teacher["weights_sha256"]
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "student/tower.safetensors", "recipe.yaml"):

@@ -16,7 +16,7 @@ from clip_distill.data.module import Batch, Captions, DistillData, Images, Loade
 from clip_distill.data.tokens import TokenizerSpec, tokenize
 from clip_distill.data.views import Views, normalise
 from clip_distill.recipe import Loader, Recipe, Student
-from clip_distill.store.table import open_table
+from clip_distill.store.ensemble import open_table
 from clip_distill.teachers import load_teacher
 from clip_distill.towers import Tower
 

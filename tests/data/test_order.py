@@ -95,3 +95,8 @@ def test_validation_sees_every_row_once_at_its_plain_view(rows: int, world: int)
     batches = list(chain(*samplers))
     assert sorted(chain(*batches)) == [(row, 0) for row in range(rows)]
     assert sum(map(len, samplers)) == len(batches)
+
+
+def test_validation_takes_captions_from_short_to_long() -> None:
+    lengths = np.array([9, 3, 7, 3, 5])
+    assert list(InOrder(5, 2, lengths=lengths)) == [[(1, 0), (3, 0)], [(4, 0), (2, 0)], [(0, 0)]]

@@ -21,7 +21,8 @@ from clip_distill.data.tokens import TokenizerSpec
 from clip_distill.data.views import AUGMENTATIONS, Views, normalise
 from clip_distill.store.build import Part
 from clip_distill.store.embed import Runner, embed_texts
-from clip_distill.store.table import StoreError, open_table
+from clip_distill.store.ensemble import open_table
+from clip_distill.store.table import StoreError
 from clip_distill.teachers import load_teacher
 from clip_distill.towers import TowerSpec
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from clip_distill import cli
+from clip_distill.store.ensemble import open_table
 from clip_distill.store.remote import RemotePath, cache_folder, locate
-from clip_distill.store.table import Store, StoreError, open_table
+from clip_distill.store.table import Store, StoreError
 from clip_distill.store.verify import problems
 
 ROOT = "memory://bucket/store"

@@ -13,7 +13,7 @@ import pytest
 from clip_distill import cli
 from clip_distill.data.layout import scan
 from clip_distill.files import read_json, write_json
-from clip_distill.store.table import open_table
+from clip_distill.store.ensemble import open_table
 
 
 @pytest.fixture
