@@ -5,7 +5,8 @@
 Builds an image table of made-up embeddings (float16, 512 wide) through the same writer as `embed`, and beside it one
 of a tenth of the size at most, to compare the time to open. Each measure runs in a process of its own and prints the
 memory that it added to what the interpreter and torch take: peak and present RSS, and the private part of it
-(`Private_Dirty` of /proc/self/smaps_rollup). With workers, the rows are read in them, and so theirs is printed, too.
+(`Private_Dirty` of /proc/self/smaps_rollup). Workers read the rows where there are any; the peak of one is printed
+whole, interpreter, torch and all.
 Shapes: N rows, B batch, D embedding.
 """
 
@@ -32,6 +33,7 @@ from tqdm import tqdm
 
 from clip_distill.store.build import Part, build_table
 from clip_distill.store.table import Manifest, Store
+from clip_distill.store.verify import problems
 from clip_distill.store.write import Shard
 
 DIM, BATCH, BATCHES = 512, 1024, 500
@@ -101,9 +103,8 @@ def measure_read(folder: Path, workers: int) -> dict[str, float]:
         pass
     result = {"rows/s": BATCH * BATCHES / (time.perf_counter() - start)}
     if workers:
-        before = memory()["RSS MB"]
         del loader  # ends the workers, which the kernel then accounts for
-        result["worker's peak RSS MB added"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3 - before
+        result["a worker's peak RSS MB"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
     return result
 
 
@@ -115,6 +116,13 @@ def measure_ids(folder: Path) -> dict[str, float]:
     start = time.perf_counter()
     store.find(asked)
     return {"ids MB": size, "find ids/s": len(store) / (time.perf_counter() - start)}
+
+
+def measure_verify(folder: Path) -> dict[str, float]:
+    """MB a second that `store verify` reads and hashes."""
+    start = time.perf_counter()
+    assert not problems(Store(folder))
+    return {"MB/s": len(Store(folder)) * DIM * 2 / 1e6 / (time.perf_counter() - start)}
 
 
 def memory() -> dict[str, float]:
@@ -171,6 +179,7 @@ def main() -> None:
     for workers in (0, 1, 2):
         show(f"read, {workers} workers", in_fresh_process("read", large, workers))
     show("ids and find", in_fresh_process("ids", large))
+    show("verify", in_fresh_process("verify", large))
     if not options.keep:
         shutil.rmtree(options.folder)
 

@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from torch import nn
+import torch
+from torch import Tensor
 
 from clip_distill.data.layout import Corpus, scan
 from clip_distill.data.module import Captions, DistillData, Images, LoaderOptions, default_workers
+from clip_distill.data.pruned import prune
 from clip_distill.data.tokens import Ragged, TokenizerSpec, tokenize
 from clip_distill.data.views import Views
 from clip_distill.distill import Distiller
-from clip_distill.losses import WeightedSum
+from clip_distill.losses import WeightedSum, needed
 from clip_distill.recipe import Loss, Recipe
 from clip_distill.store.ensemble import open_table
 from clip_distill.store.table import Store, StoreError, require_same, teacher_fingerprint
@@ -52,7 +56,7 @@ def assemble(recipe: Recipe, online: OnlineTarget | None = None, teach: Any = No
     val_images, val_texts = (open_table(recipe.store, tower, "val") for tower in ("image", "text"))
     own = val_images if recipe.tower == "image" else val_texts
     teacher = own.manifest.teacher
-    spec, student = make_student(recipe.tower, recipe.student.name, teacher, recipe.student.options)
+    spec, student = build_student(recipe, teacher, corpus)
     validation, val_rows = load_validation(recipe.tower, val_images, val_texts, corpus.val)
     train_store = None if online else open_table(recipe.store, recipe.tower, "train")
     if train_store is not None:
@@ -61,17 +65,59 @@ def assemble(recipe: Recipe, online: OnlineTarget | None = None, teach: Any = No
     train, val, views = make(spec, corpus, train_store, val_rows, recipe, online)
     workers = recipe.loader.workers if recipe.loader.workers is not None else default_workers(recipe.tower)
     options = LoaderOptions(recipe.loader.batch_size, recipe.loader.val_batch_size, workers)
-    objective = make_objective(recipe.loss)
+    objective = make_objective(recipe.loss, load_context(recipe, own))
     module = Distiller(spec, student, objective, recipe.optimizer, validation, teach)
     return module, DistillData(train, val, views, options, recipe.seed)
 
 
-def make_objective(loss: Loss) -> WeightedSum:
-    """The weighted sum; lists that are left out are ones."""
+def build_student(recipe: Recipe, teacher: Mapping[str, Any], corpus: Corpus) -> tuple[TowerSpec, nn.Module]:
+    """The recipe's student, its vocabulary that of the training captions where the recipe says so."""
+    chosen = recipe.student
+    options = dict(chosen.options)
+    if chosen.vocabulary == "corpus":
+        if recipe.tower != "text":
+            raise ValueError("student.vocabulary corpus: expected --tower text, found image, which reads no captions")
+        theirs = TokenizerSpec(**teacher["tokenizer"])
+        captions = corpus.train.require_captions().column("text").unique().to_pylist()
+        pruned = prune(theirs, tokenize(theirs, captions), chosen.min_count, chosen.common)
+        options["tokenizer"] = pruned.as_dict()
+    return make_student(recipe.tower, chosen.name, teacher, options)
+
+
+def make_objective(loss: Loss, context: Mapping[str, Tensor] | None = None) -> WeightedSum:
+    """The weighted sum; lists that are left out are ones. `context` is what its losses need beside the batch."""
     ones = [1.0] * len(loss.names)
     weights = ones if loss.weights is None else loss.weights
     scales = ones if loss.scales is None else loss.scales
-    return WeightedSum(loss.names, weights, scales, loss.options)
+    return WeightedSum(loss.names, weights, scales, loss.options, context)
+
+
+def load_context(recipe: Recipe, own: Store) -> dict[str, Tensor]:
+    """What the recipe's losses need: a bank [K, D], drawn from the other tower's training table, or nothing.
+
+    Args:
+        recipe: The run; its seed draws the rows, the same in every process and after an interruption.
+        own: A table of the tower that is trained.
+
+    Raises:
+        StoreError: The store lacks that table, or another teacher made it.
+    """
+    loss, other = recipe.loss, "text" if recipe.tower == "image" else "image"
+    if "bank" not in needed(loss.names):
+        return {}
+    if loss.bank < 1:
+        raise ValueError(f"expected --loss.bank of 1 or more, found {loss.bank}")
+    try:
+        store = open_table(recipe.store, other, "train")
+    except StoreError as error:
+        raise StoreError(
+            f"{' and '.join(name for name in loss.names if needed([name]))}: expected the teacher's {other} embeddings "
+            f"to compare with. {error}\nHere: clip-distill embed --data … --teacher … --store {recipe.store} "
+            f"--tower {other} --split train"
+        ) from error
+    require_teacher(store, own)
+    rows = np.random.default_rng(recipe.seed).choice(len(store), min(loss.bank, len(store)), replace=False)
+    return {"bank": torch.from_numpy(store.embeddings(rows)).float()}
 
 
 def require_teacher(train: Store, val: Store) -> None:

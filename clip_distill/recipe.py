@@ -13,12 +13,23 @@ class Student:
     """Which tower to train.
 
     Args:
-        name: vit or timm (image), transformer (text), or module:Attr; by default vit or transformer.
+        name: vit, timm or timm_cut (image), transformer (text), or module:Attr; by default vit or transformer.
         options: Its options, e.g. --student.options.width 384.
+        init: random, or teacher: first weights cut from the teacher's tower, which is loaded once before training.
+        select: Which of the teacher's heads and channels a narrower transformer starts with: its leading ones, or the
+            important ones, by the L2 norms of their weights.
+        vocabulary: full, or corpus: only those of CLIP's tokens that the training captions use; other words are spelt.
+        min_count: For vocabulary corpus, keep the tokens that occur this often.
+        common: For vocabulary corpus, keep this many of CLIP's most common tokens whatever the captions use.
     """
 
     name: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    init: Literal["random", "teacher"] = "random"
+    select: Literal["leading", "important"] = "leading"
+    vocabulary: Literal["full", "corpus"] = "full"
+    min_count: int = 1
+    common: int = 0
 
 
 @dataclass
@@ -26,16 +37,21 @@ class Loss:
     """loss = Σ weight_i · scale_i · loss_i, the three lists in the same order.
 
     Args:
-        names: Of l1, mse, cosine, ce, kl, gram_kl, or module:Attr.
+        names: Of l1, mse, cosine, ce, kl (with the teacher's embedding of the sample), gram_kl, rkd_distance, infonce
+            (within the batch), queue_kl (with earlier batches), bank_kl, affinity (with the teacher's stored embeddings
+            of the other tower), or module:Attr.
         weights: How much each matters; by default 1 each.
         scales: Brings losses of different size to a like one; by default 1 each.
-        options: Loss name → its options, e.g. --loss.options '{kl: {temperature: 2}}'.
+        options: Loss name → its options, e.g. --loss.options '{bank_kl: {temperature: 0.02}}'.
+        bank: How many stored embeddings of the other tower bank_kl and affinity compare with, drawn by the seed from
+            the store's training table.
     """
 
     names: list[str] = field(default_factory=lambda: ["cosine"])
     weights: list[float] | None = None
     scales: list[float] | None = None
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    bank: int = 4096
 
 
 @dataclass
@@ -92,7 +108,7 @@ class Recipe:
         optimizer: How to minimise it.
         loader: Batches.
         target: stored (the teacher's embeddings come from the store) or online (the teacher runs at every step).
-        teacher: The teacher to run, for target online; the store's by default.
+        teacher: The teacher to run, for target online, or to take student.init from; the store's by default.
         augment: Augmentation, for target online: a fresh view of each image every epoch, one for teacher and student.
         sources: Other places for parts of the data.
         seed: Of weights, batch order and online views.

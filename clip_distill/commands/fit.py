@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
+    from torch import nn
 
     from clip_distill.distill import Distiller
     from clip_distill.recipe import Recipe
+    from clip_distill.towers import TowerSpec
 
 EXAMPLES = """\
   # a recipe as it is, on your data and store
@@ -23,6 +25,8 @@ EXAMPLES = """\
     --loss.names '[cosine, gram_kl]' --trainer.max_epochs 5 --trainer.precision bf16-mixed
   # no recipe at all: the default ViT on all GPUs
   clip-distill fit --tower image --data DATA --store stores/b32 --out runs/image --trainer.strategy ddp
+  # start from the teacher's own weights, cut to the student's size
+  clip-distill fit --recipe recipes/flickr8k_text.yaml --student.init teacher --student.vocabulary corpus
   # go on after an interruption
   clip-distill fit --recipe runs/text/recipe.yaml --resume true
   # a loss of your own: class MyLoss in my_loss.py, called with student and target [B, D]
@@ -57,6 +61,7 @@ def main(argv: list[str]) -> None:
     import lightning as L
 
     from clip_distill.assemble import assemble
+    from clip_distill.students.inherit import inherit
 
     arguments = parser()
     config = arguments.parse_args(argv)
@@ -64,9 +69,16 @@ def main(argv: list[str]) -> None:
     out = Path(recipe.out)
     last = prepare_folder(recipe, out)
     online, teach = online_target(recipe)
+    cuts = recipe.student.init == "teacher" and last is None  # a resumed run has weights
+    source = ((online.spec, teach.module) if online else checked_teacher(recipe)) if cuts else None
     L.seed_everything(recipe.seed, workers=True, verbose=False)  # after the teacher, whose making draws numbers too
     module, data = assemble(recipe, online, teach)
     trainer, best = make_trainer(recipe, trainer_options, out)
+    if source is not None:
+        report = inherit(module.spec, module.student, *source, recipe.student.select)
+        source = None  # training needs no teacher
+        if trainer.is_global_zero:
+            print(report)
     if trainer.is_global_zero:
         write_recipe(arguments, config, out)
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
@@ -122,11 +134,28 @@ def online_target(recipe: Recipe) -> tuple[Any, Any]:
         return None, None
     from clip_distill.assemble import OnlineTarget
     from clip_distill.online import OnlineTeacher
+
+    spec, module = checked_teacher(recipe)
+    return OnlineTarget(spec, recipe.augment), OnlineTeacher(spec, module)
+
+
+def checked_teacher(recipe: Recipe) -> tuple[TowerSpec, nn.Module]:
+    """The recipe's teacher, or the store's; it must be the one that made the store.
+
+    Raises:
+        StoreError: It is another one, or the store was made by several.
+    """
     from clip_distill.store.ensemble import open_table
-    from clip_distill.store.table import require_same, teacher_fingerprint
+    from clip_distill.store.table import StoreError, require_same, teacher_fingerprint
     from clip_distill.teachers import load_teacher
 
     store = open_table(recipe.store, recipe.tower, "val")
+    if "ensemble" in store.manifest.teacher:
+        several = ", ".join(store.manifest.teacher["ensemble"])
+        raise StoreError(
+            f"{recipe.store}: expected one teacher to load, found several ({several}). Use --target stored and "
+            "--student.init random"
+        )
     name = recipe.teacher or store.manifest.teacher["name"]
     spec, module = load_teacher(name, recipe.tower)
     expected, found = teacher_fingerprint(store.manifest.teacher), teacher_fingerprint(spec.teacher)
@@ -136,7 +165,7 @@ def online_target(recipe: Recipe) -> tuple[Any, Any]:
         found,
         "Give --teacher the one that made the store, or make a store with this one.",
     )
-    return OnlineTarget(spec, recipe.augment), OnlineTeacher(spec, module)
+    return spec, module
 
 
 def make_trainer(recipe: Recipe, options: dict[str, Any], out: Path) -> tuple[Trainer, ModelCheckpoint]:

@@ -36,12 +36,13 @@ class TokenizerSpec:
     """Which tokenizer, as plain data: two specs of the same `identity` give equal tokens.
 
     Args:
-        source: "clip" for CLIP's own BPE; "transformers:PATH_OR_NAME" for a Hugging Face tokenizer as it is; a path or
-            name alone for a Hugging Face tokenizer behind open_clip's cleaning of text.
+        source: "clip" for CLIP's own BPE, "clip-pruned" for a part of it; "transformers:PATH_OR_NAME" for a Hugging
+            Face tokenizer as it is; a path or name alone for one behind open_clip's cleaning of text.
         context_length: C; longer captions are truncated, with the end-of-text token kept.
         vocab_size: Rows that an embedding table needs.
         pad_id: Fills a row behind its caption's end.
-        cfg: open_clip's text_cfg keys that name the tokenizer (`hf_tokenizer_name`, `tokenizer_kwargs`, …).
+        cfg: open_clip's text_cfg keys that name the tokenizer (`hf_tokenizer_name`, `tokenizer_kwargs`, …), and which
+            tokens a pruned one keeps.
         pad_is_end: `pad_id` also ends a caption, as in Hugging Face's CLIP: the first one belongs to the caption.
         sha256: Content hash of a Hugging Face tokenizer, whose folder may be copied or changed; empty for the others.
     """
@@ -62,12 +63,14 @@ class TokenizerSpec:
         """
         from open_clip.tokenizer import SimpleTokenizer
 
-        from clip_distill.data import hf_tokens
+        from clip_distill.data import hf_tokens, pruned
 
         kwargs = self.cfg.get("tokenizer_kwargs") or {}
         if self.source == "clip":
             tokenizer: Tokenizer = SimpleTokenizer(context_length=self.context_length, **kwargs)
             return tokenizer
+        if (kept := pruned.kept_ids(self.as_dict())) is not None:
+            return pruned.PrunedTokenizer(kept, self.context_length, **kwargs)
         plain = self.source.startswith(PLAIN)
         mode = self.cfg.get("tokenizer_mode")
         source = self.source.removeprefix(PLAIN)
@@ -158,7 +161,7 @@ def _encoder(spec_json: str) -> Callable[[list[str]], Ragged]:
     spec = TokenizerSpec(**json.loads(spec_json))
     kwargs = spec.cfg.get("tokenizer_kwargs") or {}
     across_words = set(kwargs) - {"clean"}  # masking, more special tokens
-    if spec.source == "clip" and not across_words:
+    if spec.source in ("clip", "clip-pruned") and not across_words:
         words = WordTable(spec.load(), _dtype(spec), shortcut=kwargs.get("clean", "lower") == "lower")
         return lambda texts: words.encode(texts).truncate(spec.context_length)
     tokenizer = spec.load()

@@ -1,4 +1,10 @@
-"""Losses, and their weighted sum. This package imports torch alone."""
+"""Losses, and their weighted sum. This package imports torch alone.
+
+A loss is a module called with `student` and `target` [B, D] that returns a scalar. One that wants more names it in a
+class attribute, `needs = ("bank",)`, and is called with that too, in that order:
+
+    bank [K, D]: the teacher's stored embeddings of the other tower, not normalised; the same K throughout a run
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,27 @@ LOSSES = {
     "ce": "clip_distill.losses.feature:CrossEntropy",
     "kl": "clip_distill.losses.feature:KL",
     "gram_kl": "clip_distill.losses.relational:GramKL",
+    "rkd_distance": "clip_distill.losses.relational:RKDDistance",
+    "infonce": "clip_distill.losses.relational:InfoNCE",
+    "queue_kl": "clip_distill.losses.queue:QueueKL",
+    "bank_kl": "clip_distill.losses.bank:BankKL",
+    "affinity": "clip_distill.losses.bank:Affinity",
 }
+NEEDS = ("bank",)
+
+
+def needed(names: Sequence[str]) -> set[str]:
+    """What the named losses want beside student and target, by name.
+
+    Raises:
+        ValueError: There is no such loss.
+    """
+    return {need for name in names for need in needs_of(resolve("loss", LOSSES, name))}
+
+
+def needs_of(loss: Any) -> tuple[str, ...]:
+    """Of one loss, or of its class."""
+    return tuple(getattr(loss, "needs", ()))
 
 
 class WeightedSum(nn.Module):
@@ -31,9 +57,11 @@ class WeightedSum(nn.Module):
         weights: One per loss.
         scales: One per loss.
         options: Loss name → keyword arguments, for instance `{"kl": {"temperature": 4}}`.
+        context: What losses may need, by name. It moves with the module between devices and is in no checkpoint.
 
     Raises:
-        ValueError: The lists are empty or of unequal length, a loss is named twice, or an option is for one not named.
+        ValueError: The lists are empty or of unequal length, a loss is named twice, an option is for one not named, or
+            a loss needs what is not in the context.
     """
 
     def __init__(
@@ -42,6 +70,7 @@ class WeightedSum(nn.Module):
         weights: Sequence[float],
         scales: Sequence[float],
         options: Mapping[str, Mapping[str, Any]] | None = None,
+        context: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         if not len(names) == len(weights) == len(scales) or not names:
@@ -59,10 +88,22 @@ class WeightedSum(nn.Module):
         self.names = list(names)
         self.factors = [weight * scale for weight, scale in zip(weights, scales, strict=True)]
         self.losses = nn.ModuleList(_make(name, options.get(name, {})) for name in names)
+        context = context or {}
+        for name, loss in zip(names, self.losses, strict=True):
+            if missing := set(needs_of(loss)) - set(context):
+                raise ValueError(
+                    f"loss {name!r} needs {sorted(missing)}, which it was not given; a run can give {', '.join(NEEDS)}"
+                )
+        for need in sorted({need for loss in self.losses for need in needs_of(loss)}):
+            self.register_buffer(need, context[need], persistent=False)
 
     def forward(self, student: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Student and teacher embeddings [B, D], not normalised → the sum, and each loss before its factor."""
-        parts = {name: loss(student, target) for name, loss in zip(self.names, self.losses, strict=True)}
+        target = target.to(student.dtype)  # a batch may come in the trainer's half precision
+        parts = {
+            name: loss(student, target, *(self.get_buffer(need).to(student.dtype) for need in needs_of(loss)))
+            for name, loss in zip(self.names, self.losses, strict=True)
+        }
         terms = [factor * part for factor, part in zip(self.factors, parts.values(), strict=True)]
         return torch.stack(terms).sum(), parts
 

@@ -1,79 +1,84 @@
-"""Losses between similarities: what is close to what, rather than where a sample lies.
+"""Losses between the samples of a batch: what is close to what, rather than where a sample lies.
 
-They take the same `student` and `target` [B, D] as the others. Under several processes the target side is gathered, so
-that each process compares its samples with the whole batch's.
+They take the same `student` and `target` [B, D] as the others, scale them to unit length, and need nothing else. Under
+several processes the batch is that of all of them, gathered.
 Shapes: B batch of this process, G batch of all, D embedding.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from clip_distill.losses.similarity import first_row, gather, kl, scaled_cosines, temperatures
 
 
 class GramKL(nn.Module):
     """KL between teacher's and student's similarities within the batch (image-image or text-text).
 
-    mean_b KL(softmax_j(t_b·t_j / τ) ‖ softmax_j(s_b·s_j / τ)) over the batch's other samples j ≠ b, embeddings
+    mean_b KL(softmax_j(t_b·t_j / τ_t) ‖ softmax_j(s_b·s_j / τ)) over the batch's other samples j ≠ b, embeddings
     normalised. The self-supervised form of relational distillation: SEED (Fang et al., 2021, arXiv:2101.04731, eq. 5)
-    with the batch in place of its queue. Zero at identity, and wherever the student is a rotation of the teacher.
+    with the batch in place of its queue, and the student's own embeddings on both sides; the uni-modal distance
+    preserving term of DIME-FM (Sun et al., 2023, arXiv:2303.18232). Zero at identity where τ_t = τ, and wherever the
+    student is a rotation of the teacher.
 
     Args:
-        temperature: τ; a low one makes it about the nearest neighbours.
+        temperature: τ, the student's; a low one makes it about the nearest neighbours.
+        teacher_temperature: τ_t; by default τ.
     """
 
-    def __init__(self, temperature: float = 0.05) -> None:
+    def __init__(self, temperature: float = 0.05, teacher_temperature: float | None = None) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"gram_kl: expected temperature > 0, found {temperature}")
-        self.temperature = temperature
+        self.temperature, self.teacher_temperature = temperatures("gram_kl", temperature, teacher_temperature)
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
-        student, target = F.normalize(student, dim=-1), F.normalize(target, dim=-1)
-        all_student, all_target, first = _gather(student), _gather(target), _first_row(student)
-        own = torch.arange(len(student), device=student.device)
-        itself = F.one_hot(own + first, len(all_student)).bool()  # [B, G]
-        log_q = _log_similarities(student, all_student, self.temperature, itself)
-        log_p = _log_similarities(target, all_target, self.temperature, itself)
-        return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+        own = scaled_cosines(student, gather(student), self.temperature)  # [B, G]
+        theirs = scaled_cosines(target, gather(target), self.teacher_temperature)
+        places = torch.arange(len(student), device=student.device) + first_row(student)
+        itself = F.one_hot(places, own.shape[1]).bool()
+        least = torch.finfo(own.dtype).min  # a sample's similarity to itself is given no weight
+        return kl(theirs.masked_fill(itself, least), own.masked_fill(itself, least))
 
 
-def _log_similarities(rows: Tensor, others: Tensor, temperature: float, itself: Tensor) -> Tensor:
-    """log softmax [B, G] of similarities; a sample's similarity to itself is given no weight."""
-    with torch.autocast(rows.device.type, enabled=False):  # bf16's three digits, over a small τ, would be noise
-        similarities = (rows @ others.T) / temperature
-    return similarities.masked_fill(itself, torch.finfo(similarities.dtype).min).log_softmax(dim=-1)
+class InfoNCE(nn.Module):
+    """Contrastive: among the teacher's embeddings of the batch, each student's embedding is to find its own sample's.
+
+    −mean_b log softmax_j(s_b·t_j / τ) at j = b, j over the batch of all processes, embeddings normalised. InfoNCE (van
+    den Oord et al., 2018, arXiv:1807.03748) from student to teacher. CLIP-KD's interactive contrastive learning (Yang
+    et al., 2024, arXiv:2307.12732) has this form, with the teacher's embedding of the image's caption as t_b; here it
+    is the teacher's embedding of the sample itself, which needs no pairs and no other tower.
+
+    Not zero at identity, and identity is not quite its minimum: it also pushes away from the batch's other samples, from
+    near ones most. Samples given twice in a batch are each other's wrong answers. τ is fixed here; CLIP-KD learns it,
+    from 0.07.
+
+    Args:
+        temperature: τ.
+    """
+
+    def __init__(self, temperature: float = 0.07) -> None:
+        super().__init__()
+        self.temperature, _ = temperatures("infonce", temperature, None)
+
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        cosines = scaled_cosines(student, gather(target), self.temperature)  # [B, G]
+        return F.cross_entropy(cosines, torch.arange(len(student), device=student.device) + first_row(student))
 
 
-class _AllGather(torch.autograd.Function):
-    """[B, D] of each process → [G, D] in order of rank. A row's gradient is the sum of what all processes ask of it."""
+class RKDDistance(nn.Module):
+    """Distances between the batch's samples, as shares of their mean, are to be the teacher's.
 
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+    mean_{i<j} h(|s_i − s_j| / μ_s − |t_i − t_j| / μ_t), h the Huber function (½x² up to 1, then |x| − ½), μ the mean
+    distance of the pairs i < j of the batch of all processes: the distance-wise loss of RKD (Park et al., 2019,
+    arXiv:1904.05068) as in its code, here on embeddings scaled to unit length. Zero at identity, and wherever the
+    student is a rotation of the teacher. Zero for a batch of one, which has no pairs.
+    """
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _gather(rows: Tensor) -> Tensor:
-    gathered: Tensor = _AllGather.apply(rows) if _distributed() else rows
-    return gathered
-
-
-def _first_row(rows: Tensor) -> int:
-    """Where this process's rows begin in the gathered ones."""
-    return dist.get_rank() * len(rows) if _distributed() else 0
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        student, target = (F.normalize(gather(rows), dim=-1) for rows in (student, target))
+        if len(student) < 2:
+            return 0 * student.sum()
+        own, theirs = F.pdist(student), F.pdist(target)  # [G (G − 1) / 2]
+        tiny = torch.finfo(own.dtype).tiny  # all samples in one place
+        return F.smooth_l1_loss(own / own.mean().clamp_min(tiny), theirs / theirs.mean().clamp_min(tiny))

@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
-from clip_distill.assemble import make_objective
+from clip_distill.assemble import build_student, make_objective
 from clip_distill.data.layout import Corpus, scan
 from clip_distill.data.module import Batch, Captions, DistillData, Images, LoaderOptions, default_workers
 from clip_distill.data.tokens import TokenizerSpec, tokenize
@@ -30,7 +30,6 @@ from clip_distill.plan.memory import PeakMemory, largest_that_fits
 from clip_distill.plan.stand_in import RandomStore, SameBatch, random_pairs, random_validation
 from clip_distill.plan.timing import say
 from clip_distill.recipe import Recipe
-from clip_distill.students import make_student
 from clip_distill.towers import TowerSpec, count_parameters, pick_device
 
 MOST_TOKENISED = 65_536
@@ -144,7 +143,7 @@ def measure_fit(job: FitJob) -> FitMeasures:
     recipe, device = job.recipe, pick_device(job.device)
     with PeakMemory() as memory:
         corpus = scan(recipe.data, recipe.sources)
-        spec, student = make_student(recipe.tower, recipe.student.name, job.teacher, recipe.student.options)
+        spec, student = build_student(recipe, job.teacher, corpus)
         train, some = (_images if recipe.tower == "image" else _captions)(job, spec, corpus)
         whole = random_validation(recipe.tower, corpus.val, spec.embed_dim)
         module = Distiller(spec, student, make_objective(recipe.loss), recipe.optimizer, whole)

@@ -41,7 +41,7 @@ def data_offset(path: Path, shape: tuple[int, int], dtype: str) -> int:
 
 def raw(array: NDArray[Any]) -> memoryview:
     """The bytes of a contiguous array, to be read into; of length 0 where it is empty."""
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def read_into(out: memoryview, file: IO[bytes], offset: int) -> None:

@@ -48,7 +48,7 @@ class Runner:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        self.module.to(self.device, memory_format=torch.channels_last)
+        self.module.to(self.device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, inputs: Tensor) -> NDArray[np.float32]:
@@ -110,7 +110,7 @@ def embed_images(
     ]
     loader = DataLoader(
         ImageViews(images, views, numbers.stop, numbers.start),
-        batch_sampler=[rows for _, rows in batches],
+        batch_sampler=[rows for _, rows in batches],  # type: ignore[misc]  # a range will do, and is small
         num_workers=runner.workers,
         collate_fn=list,
         pin_memory=runner.device.type == "cuda",

@@ -14,6 +14,7 @@ from clip_distill.towers import Tower, TowerSpec
 STUDENTS = {
     "vit": "clip_distill.students.image:vit",
     "timm": "clip_distill.students.image:timm_backbone",
+    "timm_cut": "clip_distill.students.cut:timm_cut",
     "transformer": "clip_distill.students.text:transformer",
 }
 DEFAULT_STUDENT: dict[Tower, str] = {"image": "vit", "text": "transformer"}

@@ -1,12 +1,14 @@
-"""Text students: open_clip's text transformer at any size, with the teacher's tokenizer."""
+"""Text students: open_clip's text transformer at any size, with the teacher's tokenizer or another."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import nn
 
+from clip_distill.data.pruned import kept_ids
 from clip_distill.data.tokens import TokenizerSpec, tokenize
 from clip_distill.towers import TowerSpec
 
@@ -17,24 +19,27 @@ READING = ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "pad_id", 
 def transformer(
     teacher: Mapping[str, Any],
     context_length: int = 77,
-    vocab_size: int = 49408,
+    vocab_size: int | None = None,
     transformer_width: int = 128,
     transformer_layers: int = 6,
     transformer_heads: int = 8,
     mlp_ratio: float = 4.0,
+    tokenizer: Mapping[str, Any] | None = None,
 ) -> tuple[TowerSpec, nn.Module]:
     """CLIP's text transformer (Radford et al., 2021); by default 7.6M parameters at D = 512, 6.3M in the vocabulary.
 
     Args:
         teacher: The teacher's record.
         context_length: Tokens of the longest caption; longer ones are truncated.
-        vocab_size: Rows of the embedding table; the tokenizer's vocabulary must fit.
+        vocab_size: Rows of the embedding table; the tokenizer's vocabulary, its default, must fit.
         transformer_width: Of the tokens, a multiple of `transformer_heads`.
         transformer_layers: Transformer blocks.
         transformer_heads: Attention heads per block.
         mlp_ratio: Hidden width of a block's MLP over the width.
+        tokenizer: A `TokenizerSpec` as a dictionary; the teacher's by default.
     """
-    tokenizer = teacher["tokenizer"]
+    tokenizer = dict(tokenizer or teacher["tokenizer"])
+    vocab_size = vocab_size or tokenizer["vocab_size"]
     if tokenizer["vocab_size"] > vocab_size:
         raise ValueError(
             f"student 'transformer': expected vocab_size {tokenizer['vocab_size']} (the tokenizer's) or more, "
@@ -52,7 +57,7 @@ def transformer(
         "layers": transformer_layers,
         "heads": transformer_heads,
         "mlp_ratio": mlp_ratio,
-    } | _reading(teacher)
+    } | _reading(teacher, tokenizer)
     spec = TowerSpec(
         tower="text",
         embed_dim=teacher["embed_dim"],
@@ -64,12 +69,17 @@ def transformer(
     return spec, spec.build()
 
 
-def _reading(teacher: Mapping[str, Any]) -> dict[str, Any]:
+def _reading(teacher: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+    """How the tower reads tokens: as the teacher's does, or, of another tokenizer, by that one's own end of text."""
+    kept = kept_ids(tokenizer)
     text_cfg = teacher["model_cfg"].get("text_cfg", {})
-    shared = {key: text_cfg[key] for key in READING if key in text_cfg}
-    if teacher["tokenizer"]["source"] == "clip" or "pool_type" in shared:
+    same = kept is not None or tokenizer["source"] == teacher["tokenizer"]["source"]
+    shared = {key: text_cfg[key] for key in READING if key in text_cfg} if same else {}
+    if kept is not None and "eos_id" in shared:
+        shared["eos_id"] = int(np.searchsorted(kept, shared["eos_id"]))
+    if kept is not None or tokenizer["source"] == "clip" or "pool_type" in shared:
         return shared
     # open_clip's default takes the greatest id for the end of text, which holds for CLIP's own vocabulary alone
-    tokens = tokenize(TokenizerSpec(**teacher["tokenizer"]), ["a", "the end"])
+    tokens = tokenize(TokenizerSpec(**tokenizer), ["a", "the end"])
     one, other = tokens.flat[tokens.offsets[1:] - 1].tolist()
     return shared | ({"pool_type": "eos", "eos_id": one} if one == other else {"pool_type": "last"})

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clip_distill.files import read_json
 from clip_distill.store.build import build_table, process_rank
 from clip_distill.store.table import MANIFEST, Store, StoreError
 
@@ -294,10 +293,3 @@ def test_a_folder_that_can_not_be_written_is_said(synthetic: SimpleNamespace, tm
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="could not write"):
         synthetic.build(tmp_path / "file", 3, 4)
-
-
-def test_the_record_of_a_shard_names_all_its_files(synthetic: SimpleNamespace, tmp_path: Path) -> None:
-    synthetic.build(tmp_path, 3, 4, 2)
-    record = read_json(tmp_path / "shard-00000/shard.json")
-    assert list(record["sha256"]) == ["rows.parquet", "view-000.npy", "view-001.npy"]
-    assert record["rows"] == 3

@@ -1,0 +1,63 @@
+"""Losses under two processes: together they compute what one would on the whole batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from clip_distill.losses import LOSSES, WeightedSum
+
+STEPS, ROWS, WIDTH = 3, 6, 5
+
+
+def samples() -> tuple[Tensor, Tensor, Tensor]:
+    """Students and targets of three steps [3, 6, 5] each, and a bank."""
+    generator = torch.Generator().manual_seed(3)
+    student, target = torch.randn(2, STEPS, ROWS, WIDTH, dtype=torch.float64, generator=generator)
+    return student, target, torch.randn(7, WIDTH, dtype=torch.float64, generator=generator)
+
+
+def run(student: Tensor, target: Tensor, bank: Tensor) -> dict[str, dict[str, Tensor]]:
+    """Each loss's value at the last step, and its gradient there; the queue remembers the steps before."""
+    found = {}
+    for name in LOSSES:
+        options: dict[str, dict[str, float]] = {"queue_kl": {"size": 8}} if name == "queue_kl" else {}
+        objective: nn.Module = WeightedSum([name], [1], [1], options, {"bank": bank})
+        for rows, aims in zip(student, target, strict=True):
+            leaf = rows.clone().requires_grad_()
+            loss, _ = objective(leaf, aims)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        found[name] = {"loss": loss.detach(), "gradient": gradient}
+    return found
+
+
+def test_two_processes_give_the_losses_and_the_gradients_of_one(tmp_path: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in range(2)]
+    running = [subprocess.Popen(command, env=environment) for command in commands]
+    assert [process.wait(timeout=60) for process in running] == [0, 0]
+    shares = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, expected in run(*samples()).items():
+        losses, gradients = ([share[name][key] for share in shares] for key in ("loss", "gradient"))
+        torch.testing.assert_close(torch.stack(losses).mean(), expected["loss"], msg=lambda m, n=name: f"{n}: {m}")
+        # DDP takes the mean of the processes' gradients; each row's arrives at the process that has the row
+        torch.testing.assert_close(torch.cat(gradients) / 2, expected["gradient"], msg=lambda m, n=name: f"{n}: {m}")
+
+
+def one_process(rank: int, folder: Path) -> None:
+    """Its half of each step's rows."""
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    student, target, bank = samples()
+    found = run(student.chunk(2, dim=1)[rank], target.chunk(2, dim=1)[rank], bank)
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    one_process(int(sys.argv[1]), Path(sys.argv[2]))
