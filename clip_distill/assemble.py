@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from torch import nn
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clip_distill.data.layout import Corpus, scan
 from clip_distill.data.module import Captions, DistillData, Images, LoaderOptions, default_workers

@@ -26,7 +26,7 @@ Teach = Callable[[Tensor], Tensor]
 
 
 class Distiller(L.LightningModule):
-    """Trains `student`; its checkpoints hold the student alone.
+    """Trains `student`; its checkpoints hold the student alone (and the queue of `queue_kl`).
 
     Args:
         spec: What the student is.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` beside `path`, then rename: a reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"  # before a file is there: it may fail
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with open(aside, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

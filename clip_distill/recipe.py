@@ -16,8 +16,8 @@ class Student:
         name: vit, timm or timm_cut (image), transformer (text), or module:Attr; by default vit or transformer.
         options: Its options, e.g. --student.options.width 384.
         init: random, or teacher: first weights cut from the teacher's tower, which is loaded once before training.
-        select: Which of the teacher's heads and channels a narrower transformer starts with: its leading ones, or the
-            important ones, by the L2 norms of their weights.
+        select: What of the teacher a narrower transformer starts with: its leading heads and channels, the important
+            ones by the L2 norms of their weights, or its principal directions.
         vocabulary: full, or corpus: only those of CLIP's tokens that the training captions use; other words are spelt.
         min_count: For vocabulary corpus, keep the tokens that occur this often.
         common: For vocabulary corpus, keep this many of CLIP's most common tokens whatever the captions use.
@@ -26,7 +26,7 @@ class Student:
     name: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     init: Literal["random", "teacher"] = "random"
-    select: Literal["leading", "important"] = "leading"
+    select: Literal["leading", "important", "principal"] = "leading"
     vocabulary: Literal["full", "corpus"] = "full"
     min_count: int = 1
     common: int = 0

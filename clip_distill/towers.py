@@ -128,11 +128,11 @@ def load_tower(folder: Path | str) -> tuple[TowerSpec, nn.Module]:
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is this process's GPU where there is one (by LOCAL_RANK under torchrun), else MPS, else the CPU."""
+    """`auto` is this process's GPU (LOCAL_RANK or SLURM_LOCALID says which), else MPS, else the CPU."""
     if device != "auto":
         return torch.device(device)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         return torch.device("cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
     return torch.device(accelerator.type, local_rank % torch.accelerator.device_count())

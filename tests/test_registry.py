@@ -31,7 +31,7 @@ def test_a_module_in_the_working_directory_is_found(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cosin", "unknown loss 'cosin': expected one of ce, cosine, .*'my_loss:Attr'"),
+        ("cosin", "unknown loss 'cosin': expected one of affinity, bank_kl, ce, cosine, .*'my_loss:Attr'"),
         ("my_loss:", "unknown loss 'my_loss:'"),
         (":Loss", "unknown loss ':Loss'"),
         ("no_such_module:Loss", "there is no module 'no_such_module'"),

@@ -131,7 +131,7 @@ def _stored_teacher(root: str, split: str, images: pa.Table, captions: pa.Table,
         str(text_table.folder), expected, found, "Both towers must be of one teacher: embed one of them again."
     )
     rows = image_table.find(images.column("id"))
-    _require_unreadable(images.filter(pa.array(rows < 0)), image_table.folder, skipped)
+    _require_unreadable(images.filter(pa.array(rows < 0)), str(image_table.folder), skipped)
     benchmark = Benchmark.of(images.filter(pa.array(rows >= 0)), captions)
     caption_rows = text_table.find(benchmark.captions)
     if (caption_rows < 0).any():
@@ -145,7 +145,7 @@ def _stored_teacher(root: str, split: str, images: pa.Table, captions: pa.Table,
     return Teacher(info, benchmark, image, torch.from_numpy(text_table.embeddings(caption_rows)).float())
 
 
-def _require_unreadable(lacking: pa.Table, folder: Path, skipped: Counter[str]) -> None:
+def _require_unreadable(lacking: pa.Table, folder: str, skipped: Counter[str]) -> None:
     """Photos that a store lacks must be those that can't be read; count them by reason."""
     from clip_distill.data.images import BadImage, read_image
     from clip_distill.store.table import StoreError

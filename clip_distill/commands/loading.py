@@ -74,4 +74,6 @@ def teacher_of_store(root: str) -> dict[str, Any]:
         with contextlib.suppress(StoreError):
             return open_table(root, tower, split).manifest.teacher
     tables = ", ".join(f"{tower}-{split}" for tower in TOWERS for split in ("val", "train"))
-    raise StoreError(f"{root}: expected a store with a finished table ({tables}), found none. Run `clip-distill embed`.")
+    raise StoreError(
+        f"{root}: expected a store with a finished table ({tables}), found none. Run `clip-distill embed`."
+    )

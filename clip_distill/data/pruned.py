@@ -47,8 +47,9 @@ class PrunedTokenizer(SimpleTokenizer):
         for id, (left, right) in enumerate(self.bpe_ranks, BYTES):  # in the order of their ranks, parts first
             whole = self.pieces[self.encoder[left]] + self.pieces[self.encoder[right]]
             self.pieces.append((place[id],) if id in place else whole)
-        self.pieces += [(place[id],) for id in self.all_special_ids]
-        self.all_special_ids = [place[id] for id in self.all_special_ids]
+        special: list[int] = [self.encoder[token] for token in list(self.encoder)[len(self.pieces) :]]
+        self.pieces += [(place[id],) for id in special]
+        self.all_special_ids: list[int] = [place[id] for id in special]
         self.sot_token_id, self.eot_token_id = self.all_special_ids[:2]
         self.vocab_size = len(kept)
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from clip_distill.data.tokens import PLAIN, TokenizerSpec, tokenize
 from clip_distill.data.views import normalise
+from clip_distill.export.vocabulary import expand_vocabulary
 from clip_distill.files import write_json
 from clip_distill.towers import TowerSpec
 
@@ -47,6 +48,7 @@ def write(folder: Path, image: Loaded, text: Loaded, teacher: dict[str, Any]) ->
     Raises:
         ValueError: The towers don't fit together or aren't open_clip's own, or open_clip loads something else back.
     """
+    text = expand_vocabulary(*text)
     model_cfg = describe(image[0], text[0], teacher)
     state = {f"visual.{name}": tensor for name, tensor in image[1].state_dict().items()}
     state |= {f"text.{name}": tensor for name, tensor in text[1].state_dict().items()}

@@ -15,10 +15,11 @@ class QueueKL(nn.Module):
     """KL between teacher's and student's similarities with the teacher's embeddings of this and earlier batches.
 
     mean_b KL(softmax_j(t_b·q_j / τ_t) ‖ softmax_j(s_b·q_j / τ)) over q = the teacher's embeddings of the batch of all
-    processes, then of the last `size` samples before it; all normalised. SEED (Fang et al., 2021, arXiv:2101.04731,
-    eq. 5; τ_t 0.01, τ 0.2) and the distillation of lightly-train (τ_t = τ = 0.07), which counts the batch among the
-    queue's. With `size` 0, the batch alone: the pseudo-VL score distillation of DIME-FM (arXiv:2303.18232; τ 0.03 in
-    its code). Zero at identity where τ_t = τ. Until the queue has filled, q is shorter.
+    processes, then of the last `size` samples before it; all normalised. The distillation of lightly-train (τ_t = τ =
+    0.07), which counts the batch among the queue's, and SEED (Fang et al., 2021, arXiv:2101.04731, eq. 5), which takes
+    of the batch the sample alone (65,536 others, τ 0.2 and τ_t 0.0001 in its code). With `size` 0, the batch alone: the
+    pseudo-VL score distillation of DIME-FM (Sun et al., 2023, arXiv:2303.18232; τ 0.03 in its code). Zero at identity
+    where τ_t = τ. Until the queue has filled, q is shorter.
 
     The queue is the loss's state, so a run's checkpoints hold it beside the student, and a resumed run goes on exactly;
     the saved student does not. It moves on where the module is in training mode.

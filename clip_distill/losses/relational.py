@@ -49,9 +49,9 @@ class InfoNCE(nn.Module):
     et al., 2024, arXiv:2307.12732) has this form, with the teacher's embedding of the image's caption as t_b; here it
     is the teacher's embedding of the sample itself, which needs no pairs and no other tower.
 
-    Not zero at identity, and identity is not quite its minimum: it also pushes away from the batch's other samples, from
-    near ones most. Samples given twice in a batch are each other's wrong answers. τ is fixed here; CLIP-KD learns it,
-    from 0.07.
+    Not zero at identity, which is not quite its minimum: it also pushes away from the batch's other samples, from near
+    ones most. Samples given twice in a batch are each other's wrong answers. τ is fixed here; CLIP-KD learns it, from
+    0.07.
 
     Args:
         temperature: τ.

@@ -40,10 +40,10 @@ class Rate:
 def sample_rows(total: int, count: int, seed: int = 0) -> NDArray[np.int64]:
     """[count] rows spread evenly over all, shuffled, so that any first part of them is a fair sample, too.
 
-    Rows are repeated where there are fewer than `count`.
+    Where there are fewer than `count`, all come once before any comes again.
     """
-    spread = np.linspace(0, total, count, endpoint=False).astype(np.int64)
-    return np.random.default_rng(seed).permutation(spread)
+    spread = np.linspace(0, total, min(count, total), endpoint=False).astype(np.int64)
+    return np.resize(np.random.default_rng(seed).permutation(spread), count)
 
 
 def largest_batch(room: float, bytes_per_sample: float, most: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import threading
 import time
@@ -141,10 +143,18 @@ def largest_that_fits(run: Callable[[int], Any], device: torch.device, batch_siz
     run(small)  # what is allocated once
     free, peaks = available_bytes(), []
     for size in (small, large):
+        give_back()
         with PeakMemory(interval=0.002, alone=True) as memory:
             run(size)
-        peaks.append(memory.peak - memory.start)
+        peaks.append(memory.peak)
     return largest_batch(free, (peaks[1] - peaks[0]) / (large - small), most)
+
+
+def give_back() -> None:
+    """Let glibc return what is freed to the system: memory that it keeps would hide what the next call takes."""
+    gc.collect()
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def fits_on_cuda(run: Callable[[int], Any], size: int) -> bool:

@@ -25,6 +25,7 @@ NOTES = (
     "has yet to read are slower than those it has just read.",
     "Peak memory is what the process and its workers took while measuring, plus a full shard's buffers for embed; "
     "pages of the store that fit maps are not in it: the system drops them when it needs room.",
+    "A longer embed on the CPU has been seen to take half as much again: plan its memory with that to spare.",
     "The largest batch is tried until out of memory on CUDA, and extrapolated from two small batches on the CPU; "
     "captions count at their full context length.",
     "Disk is exact for embeddings; ids and tokens are extrapolated from a sample.",

@@ -99,7 +99,7 @@ class Ensemble(Store):
         self._ids = first.ids.take(pa.array(self._places[0]))
 
     @property
-    def ids(self) -> pa.Array:  # type: ignore[override]
+    def ids(self) -> pa.Array:
         return self._ids
 
     def find(self, ids: pa.Array | pa.ChunkedArray | list[str]) -> NDArray[np.int64]:
@@ -120,7 +120,7 @@ class Ensemble(Store):
         return self.embeddings(np.arange(len(self)), view)
 
     @property
-    def tokens(self) -> Ragged:  # type: ignore[override]
+    def tokens(self) -> Ragged:
         return self.tables[0].tokens.take(self._places[0])
 
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import timm
 import torch
-from timm.layers import BatchNormAct2d, SelectAdaptivePool2d
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from clip_distill.towers import TowerSpec
@@ -29,7 +30,7 @@ class CutBackbone(nn.Module):
         channels: C.
         hidden: Width between the two layers.
         embed_dim: D.
-        head: "mlp" pools before its first layer; "conv" after it, a 1×1 convolution with batch norm, as in EfficientNet.
+        head: "mlp" pools before its first layer; "conv" after it, a 1×1 convolution with batch norm (EfficientNet's).
     """
 
     def __init__(self, trunk: nn.Module, channels: int, hidden: int, embed_dim: int, head: Head) -> None:
@@ -96,7 +97,7 @@ def stage_depths(name: str) -> list[int]:
     Raises:
         ValueError: It is no plain stack: run one after the other, its children don't give the features that it gives.
     """
-    model = timm.create_model(name).eval()
+    model: Any = timm.create_model(name).eval()
     depths = [len(list(blocks_of(stage).children())) for stage in stages(model).values()]
     if depths and hasattr(model, "forward_intermediates"):
         images = torch.rand(1, 3, PROBE, PROBE, generator=torch.Generator().manual_seed(0))

@@ -1,29 +1,32 @@
 """A student's first weights, cut from its teacher's tower.
 
 Two of open_clip's transformers are matched part by part, as in TinyCLIP's weight inheritance (Wu et al., 2023): evenly
-spaced layers, and of each axis a share of its channels. The channels of the residual stream are chosen once, for
-everything that reads or writes the stream. They are chosen, not projected onto fewer: layer norms have a gain and a
-bias per channel, which a rotation (an SVD of the token table, say) would mix. Any other pair (timm backbones) is matched
-by name: tensors of the same name give their leading channels, batch norms' statistics among them.
+spaced layers, and of each axis a share of its channels: leading ones, important ones, or (`principal`) leading ones
+after a rotation that gathers what matters there. Those of the residual stream are the same for all that reads or writes
+it. Any other pair (timm backbones) is matched by name: tensors of the same name give their leading channels, batch
+norms' statistics among them.
 
 Shapes: W and w the teacher's and the student's width, H and h heads, C and c channels of a head.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from open_clip.transformer import TextTransformer, VisionTransformer
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.layers.patch_embed import resample_patch_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from clip_distill.data.pruned import kept_ids
+from clip_distill.students.principal import principal
 from clip_distill.towers import TowerSpec
 
-Select = Literal["leading", "important"]
+Select = Literal["leading", "important", "principal"]
 Places = tuple[Tensor, Tensor]  # positions along an axis of the student, and the teacher's that go there
 
 # The axes of each tensor of open_clip's transformers; "own" ones are as long in both
@@ -63,13 +66,15 @@ def inherit(
         student: The tower to start.
         source: What the teacher's tower is.
         teacher: The teacher's tower, of the same modality.
-        select: Which heads and channels of a wider transformer: its leading ones, or the most important by weight.
+        select: Which heads and channels of a wider transformer: its leading ones, the most important by weight, or its
+            principal directions.
 
     Returns:
         A line that says how much was inherited.
 
     Raises:
-        ValueError: Nothing of the teacher fits, or importance is asked for between other towers than transformers.
+        ValueError: Nothing of the teacher fits, or other channels than the leading ones are asked for between towers
+            that are no transformers.
     """
     own = {name: tensor for name, tensor in student.state_dict().items() if tensor.is_floating_point()}
     theirs = {name: tensor for name, tensor in teacher.state_dict().items() if tensor.is_floating_point()}
@@ -80,7 +85,7 @@ def inherit(
         pieces = _by_name(own, theirs)
     else:
         raise ValueError(
-            "student.select important: expected a student and a teacher of open_clip's own transformers, found "
+            f"student.select {select}: expected a student and a teacher of open_clip's own transformers, found "
             f"{type(student).__name__} and {type(teacher).__name__}. Leave it out: tensors of the same name then give "
             "their leading channels"
         )
@@ -88,7 +93,7 @@ def inherit(
     with torch.no_grad():
         for name, target, part, places in pieces:
             target[_grid([to for to, _ in places])] = part[_grid([of for _, of in places])].to(target.dtype)
-            taken[name] = taken.get(name, 0) + int(torch.tensor([len(to) for to, _ in places]).prod())
+            taken[name] = math.prod(len(to) for to, _ in places)
     if not sum(taken.values()):
         raise ValueError(
             f"student.init teacher: nothing of the teacher's {type(teacher).__name__} ({source.teacher.get('name')}) "
@@ -103,11 +108,15 @@ def _transformer(
 ) -> Iterator[tuple[str, Tensor, Tensor, list[Places]]]:
     """What goes where between two of open_clip's transformers; layers that a deeper student has more add nothing."""
     own, theirs = student.state_dict(), teacher.state_dict()
-    blocks, their_blocks = (tower.transformer.resblocks for tower in (student, teacher))  # type: ignore[union-attr]
+    blocks, their_blocks = (_blocks(tower) for tower in (student, teacher))
     width, their_width = (len(state["positional_embedding"][0]) for state in (own, theirs))
-    stream = _places(width, their_width, _stream_scores(theirs) if select == "important" else None)
-    axes = {"stream": stream, "token": _tokens(spec, source)}
+    axes = {"token": _tokens(spec, source)}
     theirs = theirs | _resampled(student, teacher)
+    if select == "principal":
+        counts = {f"transformer.resblocks.{i}.": block.attn.num_heads for i, block in enumerate(their_blocks)}
+        theirs = principal(theirs, width, counts, axes["token"][1])
+    elif select == "important":
+        axes["stream"] = _places(width, their_width, _stream_scores(theirs))
     for name in own.keys() & theirs.keys() & AXES.keys():
         yield name, own[name], theirs[name], _along(AXES[name], axes, own[name], theirs[name])
     layers = dict(zip(*_spread(len(blocks), len(their_blocks)), strict=True))
@@ -117,12 +126,21 @@ def _transformer(
                 if WRITES.search(name):
                     tensor.zero_()
             continue
-        mine, given = block.state_dict(), their_blocks[layers[layer]].state_dict()
+        prefix = f"transformer.resblocks.{layers[layer]}."
+        mine = block.state_dict()
+        given = {name.removeprefix(prefix): tensor for name, tensor in theirs.items() if name.startswith(prefix)}
         heads = block.attn.num_heads, their_blocks[layers[layer]].attn.num_heads
-        inner = axes | _inner(mine, given, heads, select)
+        inner, factor = _inner(mine, given, heads, select)
+        inner |= axes
+        for name in ("attn.in_proj_weight", "attn.in_proj_bias"):
+            given[name] = torch.cat([given[name].tensor_split(3)[0] * factor, *given[name].tensor_split(3)[1:]])
         for name in mine.keys() & given.keys() & LAYER_AXES.keys():
             places = _along(LAYER_AXES[name], inner, mine[name], given[name])
             yield f"transformer.resblocks.{layer}.{name}", mine[name], given[name], places
+
+
+def _blocks(tower: Any) -> list[Any]:
+    return list(tower.transformer.resblocks)
 
 
 def _along(axes: Sequence[str], known: dict[str, Places], target: Tensor, source: Tensor) -> list[Places]:
@@ -157,24 +175,30 @@ def _tokens(spec: TowerSpec, source: TowerSpec) -> Places:
 
 def _inner(
     own: dict[str, Tensor], theirs: dict[str, Tensor], heads: tuple[int, int], select: Select
-) -> dict[str, Places]:
+) -> tuple[dict[str, Places], float]:
     """A layer's own channels: those of queries, keys and values by head, and the hidden ones of its MLP.
 
     The importance of a channel is the product of the L2 norms of the weights into and out of it, which does not change
     when one side is scaled up and the other down.
+
+    Returns:
+        Places by axis, and what queries are multiplied by: attention divides by the root of the head's width, so heads
+        of another width that keep their products need it.
     """
-    width, their_width = (len(state["attn.out_proj.bias"]) for state in (own, theirs))
+    width, their_width = (len(state["attn.in_proj_bias"]) // 3 for state in (own, theirs))
     sizes = width // heads[0], their_width // heads[1]
     hidden = len(own["mlp.c_fc.bias"]), len(theirs["mlp.c_fc.bias"])
     query, key, value = theirs["attn.in_proj_weight"].norm(dim=1).reshape(3, heads[1], sizes[1])  # [H, C] each
     value = value * theirs["attn.out_proj.weight"].norm(dim=0).reshape(heads[1], sizes[1])
-    important = select == "important"
+    important = select != "leading"
     scores = theirs["mlp.c_fc.weight"].norm(dim=1) * theirs["mlp.c_proj.weight"].norm(dim=0)
     chosen = _places(*heads, value.square().sum(1) if important else None)[1]
     looks, values = (_by_head(heads[0], sizes, chosen, each, important) for each in (query * key, value))
     parts = [(to + i * width, of + i * their_width) for i, (to, of) in enumerate((looks, looks, values))]
     qkv = torch.cat([to for to, _ in parts]), torch.cat([of for _, of in parts])
-    return {"qkv": qkv, "value": values, "hidden": _places(*hidden, scores if important else None)}
+    kept = select == "principal" or sizes[0] > sizes[1]
+    factor = (sizes[0] / sizes[1]) ** 0.5 if kept else 1.0
+    return {"qkv": qkv, "value": values, "hidden": _places(*hidden, scores if important else None)}, factor
 
 
 def _by_head(heads: int, sizes: tuple[int, int], chosen: Tensor, scores: Tensor, important: bool) -> Places:
@@ -199,7 +223,7 @@ def _by_head(heads: int, sizes: tuple[int, int], chosen: Tensor, scores: Tensor,
 
 
 def _stream_scores(state: dict[str, Tensor]) -> Tensor:
-    """[W] how much is written into each channel of the residual stream: squared L2 norms, all tensors weighing alike."""
+    """[W] how much is written into each channel of the stream: squared L2 norms, all tensors weighing alike."""
     written = [tensor for name, tensor in state.items() if WRITES.search(name) and tensor.ndim == 2]  # [W, …]
     written += [state[name].T for name in ("positional_embedding", "token_embedding.weight") if name in state]
     if "conv1.weight" in state:

@@ -184,7 +184,7 @@ def test_a_folder_with_a_run_is_not_overwritten_unasked(
     ("options", "message"),
     [
         (["--loss.names", "[l1, kl]", "--loss.weights", "[1]"], "2 names .* 1 weights"),
-        (["--loss.names", "[nonsense]"], "unknown loss 'nonsense': expected one of ce, cosine"),
+        (["--loss.names", "[nonsense]"], "unknown loss 'nonsense': expected one of affinity, bank_kl, ce"),
         (["--student.options.widht", "3"], "has no option widht; its options are"),
         (["--student.name", "vit", "--student.options", "{}"], "expected a student for the text tower"),
         (["--student.options", "{vocab_size: 100}"], "--student.options.vocab_size 49408"),

@@ -78,7 +78,7 @@ def test_two_processes_train_the_student_of_one(tiny_data: Path, tiny_views_stor
         if name.endswith("in_proj_bias"):  # a key's bias has no gradient but rounding, which Adam makes large
             width = len(one[name]) // 3
             one[name][width : 2 * width] = both[name][width : 2 * width]
-        torch.testing.assert_close(one[name], both[name], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(one[name], both[name], atol=5e-4, rtol=1e-3)
     # the same samples, in the order of the processes
     torch.testing.assert_close(*(queue[:16].sort(dim=0).values for queue in queues))
 
