@@ -35,7 +35,7 @@ def test_a_recipe_builds_its_student_and_its_losses(path: Path, make_record: Cal
     assert (spec.tower, spec.embed_dim) == (recipe.tower, 512)
     assert count_parameters(student) > 0
     embeddings = torch.randn(2, 4, 512)
-    loss, parts = make_objective(recipe.loss)(*embeddings)
+    loss, parts = make_objective(recipe.loss, {"bank": torch.randn(8, 512)})(*embeddings)
     assert torch.isfinite(loss)
     assert list(parts) == recipe.loss.names
     assert trainer["max_epochs"] > 0

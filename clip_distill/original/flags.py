@@ -118,7 +118,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--lr_decay_steps", type=int, default=10, help="epochs between two steps of the step schedule")
     add("--lr_decay_rate", type=float, default=0.5, help="factor of each step")
     add("--lr_decay_min_lr", type=float, default=1e-5, help="where the cosine schedule ends")
-    add("--loss", action=Words, nargs="+", default=["kl", "l1", "ce"], help="names: kl l1 ce mse cosine gram_kl")
+    add("--loss", action=Words, nargs="+", default=["kl", "l1", "ce"], help="names: kl l1 ce, or any other of fit's")
     add("--weight", action=Numbers, nargs="+", default=[0.6, 0.35, 0.05], help="one number per loss")
     add("--loss_scale", action=Numbers, nargs="+", help="one number per loss; by default 1 each")
     add("--t", type=float, default=4.0, help="temperature of kl")

@@ -146,7 +146,8 @@ def measure_fit(job: FitJob) -> FitMeasures:
         spec, student = build_student(recipe, job.teacher, corpus)
         train, some = (_images if recipe.tower == "image" else _captions)(job, spec, corpus)
         whole = random_validation(recipe.tower, corpus.val, spec.embed_dim)
-        module = Distiller(spec, student, make_objective(recipe.loss), recipe.optimizer, whole)
+        bank = {"bank": torch.randn(recipe.loss.bank, spec.embed_dim)}
+        module = Distiller(spec, student, make_objective(recipe.loss, bank), recipe.optimizer, whole)
         workers = recipe.loader.workers if recipe.loader.workers is not None else default_workers(recipe.tower)
         # three batches at least: the first warms up
         val_batch_size = min(recipe.loader.val_batch_size, -(-len(some) // 3))
