@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     module, data = assemble(recipe, online, teach)
     trainer, best = make_trainer(recipe, trainer_options, out)
     if source is not None:
-        report = inherit(module.spec, module.student, *source, recipe.student.select)
+        report = inherit(module.spec, module.student, source[0], source[1], recipe.student.select)
         source = None  # training needs no teacher
         if trainer.is_global_zero:
             print(report)

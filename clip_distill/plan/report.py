@@ -23,8 +23,7 @@ MIN_WIDTH = 100  # a table cut to a pipe's 80 columns would lose digits
 NOTES = (
     "Times hold for this machine as it was while measuring: other programs slow down both, and photos that the disk "
     "has yet to read are slower than those it has just read.",
-    "Peak memory is what the process and its workers took while measuring, plus a full shard's buffers for embed; "
-    "pages of the store that fit maps are not in it: the system drops them when it needs room.",
+    "Peak memory is what the process and its workers took while measuring, plus a full shard's buffers for embed.",
     "A longer embed on the CPU has been seen to take half as much again: plan its memory with that to spare.",
     "The largest batch is tried until out of memory on CUDA, and extrapolated from two small batches on the CPU; "
     "captions count at their full context length.",

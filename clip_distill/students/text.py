@@ -19,7 +19,7 @@ READING = ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "pad_id", 
 def transformer(
     teacher: Mapping[str, Any],
     context_length: int = 77,
-    vocab_size: int | None = None,
+    vocab_size: int = 49408,
     transformer_width: int = 128,
     transformer_layers: int = 6,
     transformer_heads: int = 8,
@@ -31,15 +31,16 @@ def transformer(
     Args:
         teacher: The teacher's record.
         context_length: Tokens of the longest caption; longer ones are truncated.
-        vocab_size: Rows of the embedding table; the tokenizer's vocabulary, its default, must fit.
+        vocab_size: Rows of the embedding table; the teacher's vocabulary must fit. A tokenizer of its own sets it.
         transformer_width: Of the tokens, a multiple of `transformer_heads`.
         transformer_layers: Transformer blocks.
         transformer_heads: Attention heads per block.
         mlp_ratio: Hidden width of a block's MLP over the width.
         tokenizer: A `TokenizerSpec` as a dictionary; the teacher's by default.
     """
+    if tokenizer is not None:
+        vocab_size = tokenizer["vocab_size"]
     tokenizer = dict(tokenizer or teacher["tokenizer"])
-    vocab_size = vocab_size or tokenizer["vocab_size"]
     if tokenizer["vocab_size"] > vocab_size:
         raise ValueError(
             f"student 'transformer': expected vocab_size {tokenizer['vocab_size']} (the tokenizer's) or more, "

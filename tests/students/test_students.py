@@ -136,7 +136,7 @@ def test_pixels_are_normalised_as_the_teachers_are(make_record: Record) -> None:
             "found 1000. Use --student.options.vocab_size 49408",
         ),
         ("text", None, {"transformer_width": 50}, "multiple of transformer_heads, found 50 and 8"),
-        ("text", "rnn", {}, "unknown student 'rnn': expected one of timm, transformer, vit"),
+        ("text", "rnn", {}, "unknown student 'rnn': expected one of timm, timm_cut, transformer, vit"),
     ],
 )
 def test_wrong_options_are_told(
