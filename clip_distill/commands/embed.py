@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -9,11 +10,14 @@ from clip_distill.commands import parsing
 from clip_distill.data.layout import Sources
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from clip_distill.data.layout import Corpus
     from clip_distill.store.build import EmbedParts
     from clip_distill.store.embed import Runner
     from clip_distill.store.remote import Location
     from clip_distill.store.table import Manifest
+    from clip_distill.towers import Tower
 
 Split = Literal["train", "val"]
 
@@ -82,7 +86,10 @@ def embed(
     for line in corpus.report.lines():
         print(line)
     splits: tuple[Split, ...] = ("train", "val") if split == "both" else (split,)
-    for each in TOWERS if tower == "both" else (tower,):
+    towers: tuple[Tower, ...] = TOWERS if tower == "both" else (tower,)
+    for each, part in itertools.product(towers, splits):
+        _items(corpus, each, part)  # a part that is missing should not wait for the teacher to end
+    for each in towers:
         spec, module = load_teacher(teacher, each)
         runner = Runner(spec, module, pick_device(device), precision, batch_size, workers)
         for part in splits:
@@ -100,17 +107,25 @@ def embed(
             _embed_table(table_folder(store, each, part), made_by, corpus, runner, shard_rows)
 
 
-def _embed_table(folder: Location, made_by: Manifest, corpus: Corpus, runner: Runner, shard_rows: int) -> None:
-    """Make one table, and say what it holds."""
+def _items(corpus: Corpus, tower: str, split: str) -> pa.Table:
+    """One row per photo, or per unique caption, of a split.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
     import pyarrow as pa
 
+    data = corpus.train if split == "train" else corpus.val
+    return (
+        data.require_images() if tower == "image" else pa.table({"id": data.require_captions().column("text").unique()})
+    )
+
+
+def _embed_table(folder: Location, made_by: Manifest, corpus: Corpus, runner: Runner, shard_rows: int) -> None:
+    """Make one table, and say what it holds."""
     from clip_distill.store.build import build_table, process_rank
 
-    data = corpus.train if made_by.split == "train" else corpus.val
-    if made_by.tower == "image":
-        items = data.require_images()
-    else:
-        items = pa.table({"id": data.require_captions().column("text").unique()})
+    items = _items(corpus, made_by.tower, made_by.split)
     table = build_table(folder, made_by, items, partial(_embed_with, runner), shard_rows)
     if table is None:
         rank, world = process_rank()

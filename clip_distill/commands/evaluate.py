@@ -158,7 +158,8 @@ def _require_unreadable(lacking: pa.Table, folder: str, skipped: Counter[str]) -
             continue
         raise StoreError(
             f"{folder}: expected every photo of the split, found {len(lacking)} missing, for instance {row['id']}. "
-            "Run `clip-distill embed` with this data."
+            "Run `clip-distill embed` with this data. If the photo could not be read then, it stays left out: delete "
+            f"{folder} first, or name another --store."
         )
 
 
@@ -233,7 +234,7 @@ def _count_described(teacher: dict[str, Any]) -> dict[str, int | None]:
 
     counts: dict[str, int | None] = dict.fromkeys(TOWERS)
     model_cfg = teacher["model_cfg"]
-    if ":" in teacher["name"] and not teacher["name"].startswith(("local-dir:", "hf-hub:")):
+    if "ensemble" in teacher or ":" in teacher["name"] and not teacher["name"].startswith(("local-dir:", "hf-hub:")):
         return counts
     for tower in TOWERS:
         cfg = model_cfg["vision_cfg" if tower == "image" else "text_cfg"]

@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Callable
+import itertools
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser, in which a switch needs no value: `--resume` is `--resume true`."""
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **more: Any) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        switches = {name for action in self._actions if is_switch(action) for name in action.option_strings}
+        filled = []
+        for word, following in itertools.zip_longest(words, words[1:], fillvalue="--"):
+            filled += [word, "true"] if word in switches and following.startswith("--") else [word]
+        return super().parse_args(filled, *rest, **more)
+
+
+def is_switch(action: argparse.Action) -> bool:
+    """Whether an option is true or false, and nothing else."""
+    return getattr(action, "_typehint", action.type) is bool
 
 
 class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -22,7 +41,7 @@ def new_parser(verb: str, description: str, examples: str) -> ArgumentParser:
         description: What it does, in a sentence or two.
         examples: Commands to copy, shown below the options.
     """
-    return ArgumentParser(
+    return Parser(
         prog=f"clip-distill {verb}",
         description=description,
         epilog="examples:\n" + examples,

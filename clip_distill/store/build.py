@@ -168,6 +168,11 @@ class _Build:
         begun = load_json(path) if path.is_file() else {"extends": ""}
         if begun.get("extends") == extends:
             fix = "Give the data and options of the run that began it, or delete the folder to start anew."
+            if self.done is not None:
+                fix = (
+                    "Give the data and options of the run that began to extend it, or delete its plan.json and the "
+                    f"folders from {shard_name(first)} on: the {len(self.done):,} finished rows stay."
+                )
             require_same(f"{self.folder}, unfinished,", plan, begun, fix)
         else:
             save_json(path, plan)

@@ -24,6 +24,7 @@ from clip_distill.store.remote import Location, cache_folder, load_json, save_js
 from clip_distill.store.table import StoreError, view_file
 
 RECORD = "shard.json"
+GLANCE = 5.0  # seconds; far longer than a process holds a lock that it only looks at
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -169,17 +170,18 @@ def only_writer(folder: Location, rank: int, world: int) -> Iterator[None]:
     with _writing(folder):
         place.mkdir(parents=True, exist_ok=True)
     with _held(folder, place / f".lock-{rank}-of-{world}"):
-        # a run of another number of processes holds other files; both may see each other here, and both stop
+        # a run of another number of processes holds other files; both may see each other here, and both stop.
+        # Processes of this run look at the same files, so a held one may be free in a moment
         for other in place.glob(".lock-*-of-*"):
             if not other.name.endswith(f"-of-{world}"):
-                with _held(folder, other):
+                with _held(folder, other, GLANCE):
                     pass
         yield
 
 
 @contextlib.contextmanager
-def _held(folder: Location, path: Path) -> Iterator[None]:
-    lock = FileLock(path, timeout=0)
+def _held(folder: Location, path: Path, patience: float = 0.0) -> Iterator[None]:
+    lock = FileLock(path, timeout=patience)
     try:
         lock.acquire()
     except Timeout:

@@ -106,7 +106,8 @@ def read_config(model_name: str, weights: str | None) -> dict[str, Any]:
     schema, identifier = parse_model_name(model_name)
     if schema == "local-dir" and not (Path(identifier) / CONFIG).is_file():
         raise ValueError(
-            f"teacher {model_name!r}: expected an open_clip folder with {CONFIG}, found none in {identifier}"
+            f"teacher {model_name!r}: expected an open_clip folder with {CONFIG}, found none in "
+            f"{Path(identifier).resolve()}. If it lies elsewhere now, name it with --teacher local-dir:PATH"
         )
     cfg = open_clip.get_model_config(model_name)
     if cfg is None:
