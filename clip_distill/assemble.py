@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from clip_distill.data.layout import Corpus, scan
 from clip_distill.data.module import Captions, DistillData, Images, LoaderOptions, default_workers
 from clip_distill.data.pruned import prune
+from clip_distill.data.report import say
 from clip_distill.data.tokens import Ragged, TokenizerSpec, tokenize
 from clip_distill.data.views import Views
 from clip_distill.distill import Distiller
@@ -23,7 +24,7 @@ from clip_distill.store.ensemble import open_table
 from clip_distill.store.table import Store, StoreError, require_same, teacher_fingerprint
 from clip_distill.students import make_student
 from clip_distill.towers import TowerSpec
-from clip_distill.validation import load_validation
+from clip_distill.validation import load_validation, say_missing
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def assemble(recipe: Recipe, online: OnlineTarget | None = None, teach: Any = No
         ValueError: An option does not fit.
     """
     corpus = scan(recipe.data, recipe.sources)
+    say(*corpus.report.lines())
     val_images, val_texts = (open_table(recipe.store, tower, "val") for tower in ("image", "text"))
     own = val_images if recipe.tower == "image" else val_texts
     teacher = own.manifest.teacher
@@ -199,10 +201,5 @@ def _known(store: Store, ids: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, np.
             f"{store.folder}: expected the data's {store.manifest.tower}s, found none of {len(rows)} (the first is "
             f"{first!r}). Is --data the folder that the store was made from?"
         )
-    skipped = sum(store.manifest.skipped.values())
-    if missing > skipped:
-        print(
-            f"{store.folder}: {missing - skipped} of the data's {store.manifest.tower}s are not in the store; "
-            "`clip-distill embed` adds them"
-        )
+    say_missing(store, missing)
     return rows

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clip_distill.data.layout import Split
+from clip_distill.data.report import say
 from clip_distill.evaluate.recall import retrieval_metrics
 from clip_distill.store.table import Store, StoreError, require_same, teacher_fingerprint
 from clip_distill.towers import Tower
@@ -67,10 +68,12 @@ def load_validation(tower: Tower, images: Store, texts: Store, split: Split) -> 
         teacher_fingerprint(texts.manifest.teacher),
         "Run `clip-distill embed` for both towers with one teacher, into one --store.",
     )
-    photos = split.require_images()
-    photos = photos.filter(pa.array(images.find(photos.column("id")) >= 0))
-    captions = split.require_captions()
+    photos, captions = split.require_images(), split.require_captions()
+    found = images.find(photos.column("id")) >= 0
+    say_missing(images, int((~found).sum()))
+    photos = photos.filter(pa.array(found))
     text_row = texts.find(captions.column("text"))
+    say_missing(texts, len(captions.filter(pa.array(text_row < 0)).column("text").unique()))
     photo_row = np.asarray(_index(captions.column("image_id"), photos.column("id")))
     both = (text_row >= 0) & (photo_row >= 0)
     if not both.any():
@@ -87,6 +90,16 @@ def load_validation(tower: Tower, images: Store, texts: Store, split: Split) -> 
         table = pa.table({"id": texts.ids.take(pa.array(used))})
     pairs = torch.from_numpy(caption_row), torch.from_numpy(photo_row[both])
     return Validation(tower, own, other, *pairs), table
+
+
+def say_missing(store: Store, missing: int) -> None:
+    """Say how many of the data's rows the store lacks, beyond those that could not be read when it was made."""
+    missing -= sum(store.manifest.skipped.values())
+    if missing > 0:
+        say(
+            f"{store.folder}: {missing} of the data's {store.manifest.tower}s are not in the store; "
+            "`clip-distill embed` adds them"
+        )
 
 
 def _index(needles: pa.ChunkedArray, haystack: pa.ChunkedArray) -> pa.Array:

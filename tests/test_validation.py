@@ -85,14 +85,20 @@ def test_the_teacher_itself_has_a_cosine_of_one(tower: Tower, world: World, tiny
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])
-def test_what_the_store_lacks_is_left_out(tower: Tower, world: World) -> None:
+def test_what_the_store_lacks_is_left_out_and_said(
+    tower: Tower, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     images, captions = world.split.require_images(), world.split.require_captions()
     known = list(zip(captions["text"].to_pylist(), captions["image_id"].to_pylist(), strict=True))
     new = {"id": ["0-new.jpg"], "path": ["nowhere"], "offset": [-1], "size": [-1]}
     photos = pa.concat_tables([pa.table(new, schema=images.schema), images.slice(1)])  # the first photo is gone
     pairs = [("of a new photo", "0-new.jpg"), ("new, of an old photo", known[-1][1]), ("no photo", None), *known]
     whole, _ = load_validation(tower, world.images, world.texts, world.split)
+    assert capsys.readouterr().out == ""  # nothing is missing
     part, table = load_validation(tower, world.images, world.texts, split_of(photos, pairs))
+    printed = capsys.readouterr().out
+    assert "image-val: 1 of the data's images are not in the store" in printed
+    assert "text-val: 3 of the data's texts are not in the store" in printed
     own_captions = sum(id == known[0][1] for _, id in known)
     assert len(part.caption_row) == len(whole.caption_row) - own_captions
     if tower == "image":

@@ -90,6 +90,8 @@ def evaluate(
 
     if (store is None) == (teacher is None):
         raise ValueError(f"expected either --store or --teacher, found store={store!r} and teacher={teacher!r}")
+    if out is not None and Path(out).is_dir():
+        raise ValueError(f"--out: expected a JSON file, such as {Path(out) / 'result.json'}, found the folder {out}")
     names: dict[Tower, str | None] = {"image": image_student, "text": text_student}
     students = {tower: (name, *load_student(name, tower)) for tower, name in names.items() if name is not None}
     corpus = scan(data, sources)
@@ -226,7 +228,7 @@ def _compare(guide: Teacher, students: dict[Tower, tuple[str, TowerSpec, nn.Modu
 def _count_described(teacher: dict[str, Any]) -> dict[str, int | None]:
     """Parameters of a teacher that is not loaded: its towers are built without memory, from their description.
 
-    None for a tower whose description open_clip doesn't know in full (Hugging Face's, your own).
+    None for a tower whose description open_clip doesn't know in full (Hugging Face's, your own, several as one).
     """
     import torch
 
@@ -234,7 +236,8 @@ def _count_described(teacher: dict[str, Any]) -> dict[str, int | None]:
 
     counts: dict[str, int | None] = dict.fromkeys(TOWERS)
     model_cfg = teacher["model_cfg"]
-    if "ensemble" in teacher or ":" in teacher["name"] and not teacher["name"].startswith(("local-dir:", "hf-hub:")):
+    foreign = ":" in teacher["name"] and not teacher["name"].startswith(("local-dir:", "hf-hub:"))
+    if foreign or "ensemble" in teacher:
         return counts
     for tower in TOWERS:
         cfg = model_cfg["vision_cfg" if tower == "image" else "text_cfg"]

@@ -15,7 +15,9 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 class Parser(ArgumentParser):
     """jsonargparse's parser, in which a switch needs no value: `--resume` is `--resume true`."""
 
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **more: Any) -> Any:
+    def parse_args(  # type: ignore[override]  # argparse has overloads by type of namespace
+        self, args: Sequence[str] | None = None, *rest: Any, **more: Any
+    ) -> Any:
         words = list(sys.argv[1:] if args is None else args)
         switches = {name for action in self._actions if is_switch(action) for name in action.option_strings}
         filled = []
