@@ -69,8 +69,11 @@ def main(argv: list[str] | None = None) -> None:
     module = importlib.import_module(f"clip_distill.commands.{verb}")
     try:
         module.main(argv[1:])
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError) as error:
-        if os.environ.get("CLIP_DISTILL_TRACEBACK"):
+    except Exception as error:
+        # known by its name: importing Lightning to name a mistake in its arguments would take seconds
+        lightnings_own = type(error).__name__ == "MisconfigurationException"
+        known = isinstance(error, (ValueError, OSError, ImportError)) or lightnings_own
+        if not known or os.environ.get("CLIP_DISTILL_TRACEBACK"):
             raise
         sys.exit(f"clip-distill {verb}: {error}\n(set CLIP_DISTILL_TRACEBACK=1 for where it was raised)")
 

@@ -105,6 +105,7 @@ def embed(
                 precision=precision,
             )
             _embed_table(table_folder(store, each, part), made_by, corpus, runner, shard_rows)
+        del spec, module, runner  # before the next tower is loaded
 
 
 def _items(corpus: Corpus, tower: str, split: str) -> pa.Table:

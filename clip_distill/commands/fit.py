@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +31,11 @@ EXAMPLES = """\
   # start from the teacher's own weights, cut to the student's size
   clip-distill fit --recipe recipes/flickr8k_text.yaml --student.init teacher --student.vocabulary corpus
   # go on after an interruption
-  clip-distill fit --recipe runs/text/recipe.yaml --resume true
+  clip-distill fit --recipe runs/text/recipe.yaml --resume
   # a loss of your own: class MyLoss in my_loss.py, called with student and target [B, D]
   clip-distill fit --recipe recipes/flickr8k_text.yaml --loss.names '["my_loss:MyLoss"]'"""
 
+SAVE_EVERY = timedelta(minutes=10)
 TRAINER_DEFAULTS = {
     "max_epochs": 10,
     "gradient_clip_val": 1.0,
@@ -68,6 +72,7 @@ def main(argv: list[str]) -> None:
     recipe, trainer_options = to_recipe(arguments, config)
     out = Path(recipe.out)
     last = prepare_folder(recipe, out)
+    quiet_lightning()
     online, teach = online_target(recipe)
     cuts = recipe.student.init == "teacher" and last is None  # a resumed run has weights
     source = ((online.spec, teach.module) if online else checked_teacher(recipe)) if cuts else None
@@ -84,6 +89,14 @@ def main(argv: list[str]) -> None:
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
     if trainer.is_global_zero and not trainer_options.get("fast_dev_run"):
         save_student(module, trainer, best, out)
+
+
+def quiet_lightning() -> None:
+    """Leave out an advertisement, a warning about Lightning's own code, and advice that was weighed here already."""
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(lambda record: "litlogger" not in record.getMessage())
+    for message in (r".*LeafSpec", r"The number of training batches", r".*does not have many workers"):
+        warnings.filterwarnings("ignore", message, module=r"lightning\.")
 
 
 def to_recipe(arguments: ArgumentParser, config: Any) -> tuple[Recipe, dict[str, Any]]:
@@ -114,7 +127,7 @@ def prepare_folder(recipe: Recipe, out: Path) -> Path | None:
         return None
     if (out / "checkpoints").exists() and not recipe.overwrite:
         raise FileExistsError(
-            f"{out} holds a run. Use --resume true to go on with it, --overwrite true to replace it, or another --out"
+            f"{out} holds a run. Use --resume to go on with it, --overwrite to replace it, or another --out"
         )
     if recipe.overwrite:
         import shutil
@@ -179,8 +192,10 @@ def make_trainer(recipe: Recipe, options: dict[str, Any], out: Path) -> tuple[Tr
     best = ModelCheckpoint(
         folder, "best", monitor="val/mean_recall", mode="max", save_weights_only=True, enable_version_counter=False
     )
-    last = ModelCheckpoint(folder, "last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False)
-    callbacks: list[Callback] = [best, last]
+    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    # an epoch may take hours: a kill should not cost more than this
+    between = ModelCheckpoint(folder, "last", train_time_interval=SAVE_EVERY, enable_version_counter=False)
+    callbacks: list[Callback] = [best, last, between]
     # the CSV logger empties its folder, so a resumed run logs beside what is there
     version = f"resumed-{len(list((out / 'logs').glob('resumed-*'))) + 1}" if recipe.resume else ""
     loggers: list[Logger] = [CSVLogger(out, "logs", version), TensorBoardLogger(out, "logs", version)]

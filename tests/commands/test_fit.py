@@ -175,7 +175,7 @@ def test_a_folder_with_a_run_is_not_overwritten_unasked(
     tiny_data: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit("text", tiny_data, store, tmp_path)
-    with pytest.raises(SystemExit, match="--resume true to go on"):
+    with pytest.raises(SystemExit, match="--resume to go on"):
         fit("text", tiny_data, store, tmp_path)
     fit("text", tiny_data, store, tmp_path, "--overwrite", "true")
 
