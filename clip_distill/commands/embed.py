@@ -33,7 +33,8 @@ EXAMPLES = """\
   # N processes, on one machine or many with one file system
   torchrun --nproc-per-node N -m clip_distill.cli embed …
 
-Running the same command again continues where it stopped, and adds what is new: photos, captions, --views."""
+Running the same command again continues where it stopped, and adds what is new: photos
+(also those that could not be read before), captions, --views."""
 
 
 def embed(
@@ -125,9 +126,15 @@ def _items(corpus: Corpus, tower: str, split: str) -> pa.Table:
 def _embed_table(folder: Location, made_by: Manifest, corpus: Corpus, runner: Runner, shard_rows: int) -> None:
     """Make one table, and say what it holds."""
     from clip_distill.store.build import build_table, process_rank
+    from clip_distill.store.photos import readable, require_same_sizes
+    from clip_distill.store.table import MANIFEST, Store
 
     items = _items(corpus, made_by.tower, made_by.split)
-    table = build_table(folder, made_by, items, partial(_embed_with, runner), shard_rows)
+    are_photos = made_by.tower == "image"
+    if are_photos and (folder / MANIFEST).is_file():
+        require_same_sizes(Store(folder), items)
+    try_again = readable if are_photos else None
+    table = build_table(folder, made_by, items, partial(_embed_with, runner), shard_rows, try_again)
     if table is None:
         rank, world = process_rank()
         print(f"{folder}: process {rank} of {world} has written its shards; the last one to end finishes the table")

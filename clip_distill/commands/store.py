@@ -67,24 +67,30 @@ def info(store: str) -> None:
     """Say what a store holds and what made it.
 
     Args:
-        store: Folder or URL that `clip-distill embed` wrote.
+        store: Folder or URL that `clip-distill embed` wrote, or an ensemble: each store that it combines.
     """
     from rich.console import Console
     from rich.table import Table
 
-    folders = tables_of(store)
-    teachers: dict[str, str] = {}
-    columns = [_describe(folder, teachers) for folder in folders]
-    table = Table("", *(folder.name for folder in folders), title=store)
-    for fact in dict.fromkeys(fact for column in columns for fact in column):
-        table.add_row(fact, *(column.get(fact, "") for column in columns))
+    from clip_distill.store.ensemble import stores_of
+
     console = Console()
-    console.print(table)
+    roots = [str(root) for root in stores_of(store)]
+    if roots != [store.rstrip("/")]:
+        console.print(f"{store}: an ensemble of {len(roots)} stores", soft_wrap=True)
+    teachers: dict[str, str] = {}
+    for root in roots:
+        folders = tables_of(root)
+        columns = [_describe(folder, teachers) for folder in folders]
+        table = Table("", *(folder.name for folder in folders), title=root)
+        for fact in dict.fromkeys(fact for column in columns for fact in column):
+            table.add_row(fact, *(column.get(fact, "") for column in columns))
+        console.print(table)
     for digest, name in teachers.items():
         console.print(f"teacher {name}, weights SHA-256 {digest}", soft_wrap=True)
 
 
-def tables_of(root: str) -> list[Location]:
+def tables_of(root: Location | str) -> list[Location]:
     """Folders of the tables below a store's root, finished or not.
 
     Raises:
@@ -134,12 +140,13 @@ def verify(store: str) -> None:
     """Read a whole store and compare every file with its manifest; exit code 1 if anything differs.
 
     Args:
-        store: Folder or URL that `clip-distill embed` wrote.
+        store: Folder or URL that `clip-distill embed` wrote, or an ensemble: each store that it combines.
     """
+    from clip_distill.store.ensemble import stores_of
     from clip_distill.store.table import Store, StoreError
     from clip_distill.store.verify import problems
 
-    tables = [Store(folder) for folder in tables_of(store)]
+    tables = [Store(folder) for root in stores_of(store) for folder in tables_of(root)]
     found = [line for table in tables for line in problems(table)]
     if found:
         raise StoreError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import warnings
 
 from PIL import Image, UnidentifiedImageError, features
 
-from clip_distill.data.paths import read_bytes
+from clip_distill.data.paths import is_url, read_bytes
 
 _AVIF = features.check("avif")
 IMAGE_EXTENSIONS = frozenset(
@@ -45,6 +47,11 @@ def read_image(path: str, offset: int = -1, size: int = -1) -> Image.Image:
             (over twice Pillow's `Image.MAX_IMAGE_PIXELS`, 179 megapixels). Other errors of the file system are raised
             as they are, since they say nothing about the photo.
     """
+    return decode(read_bytes_of(path, offset, size))
+
+
+def read_bytes_of(path: str, offset: int = -1, size: int = -1) -> bytes:
+    """One photo as it is encoded, of a file or of a tar's member; the arguments and errors are `read_image`'s."""
     try:
         content = read_bytes(path, offset, size)
     except FileNotFoundError as error:
@@ -55,6 +62,30 @@ def read_image(path: str, offset: int = -1, size: int = -1) -> Image.Image:
         raise BadImage("empty file")
     if offset >= 0 and len(content) < size:
         raise BadImage("truncated")
+    return content
+
+
+def digest_of(content: bytes) -> int:
+    """Which photo this is: the first 8 bytes of its encoded bytes' BLAKE2b, little-endian."""
+    return int.from_bytes(hashlib.blake2b(content).digest()[:8], "little")
+
+
+def size_of(path: str, offset: int = -1, size: int = -1) -> int | None:
+    """Bytes of a photo as it is encoded, without reading it; None for a file that is missing or behind a URL."""
+    if offset >= 0:
+        return size
+    try:
+        return None if is_url(path) else os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def decode(content: bytes) -> Image.Image:
+    """Decode one photo as RGB, as `read_image` does.
+
+    Raises:
+        BadImage: "not an image", "truncated", "damaged" or "too large".
+    """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return image.convert("RGB")

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clip_distill.data.images import BadImage, read_image
+from clip_distill.data.images import BadImage, decode, digest_of, read_bytes_of
 from clip_distill.data.order import EpochBatches, InOrder, Items
 from clip_distill.data.tokens import Ragged
 from clip_distill.data.views import Views
@@ -49,7 +49,7 @@ class Images(Dataset[Batch]):
     Args:
         images: Table of `data.layout`, one row per photo, N rows.
         views: Renders the student's pixels.
-        store: Teacher embeddings; None for online targets.
+        store: Teacher embeddings; None for online targets. Each photo must be the one that the teacher saw.
         store_rows: [N] where each photo is in the store.
         teacher_views: Renders the teacher's pixels, for online targets; None where they are the student's.
         online: Whether the teacher's pixels are wanted.
@@ -66,15 +66,20 @@ class Images(Dataset[Batch]):
     ) -> None:
         self.images, self.views, self.store, self.store_rows = images, views, store, store_rows
         self.teacher_views, self.online = teacher_views, online
+        self.digests: pa.Array | None = None  # [N] uint64, null where the store does not know
+        if store is not None and store_rows is not None:
+            self.digests = store.photos(store_rows).column("digest").combine_chunks()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, items: Items) -> Batch:
-        records = self.images.take([row for row, _ in items]).to_pylist()
+        wanted = pa.array([row for row, _ in items])
+        records = self.images.take(wanted).to_pylist()
+        digests = [None] * len(items) if self.digests is None else self.digests.take(wanted).to_pylist()
         pixels, teacher_pixels = [], []
-        for record, (_, view) in zip(records, items, strict=True):
-            image = read(record)
+        for record, digest, (_, view) in zip(records, digests, items, strict=True):
+            image = read(record, digest)
             pixels.append(self.views(image, record["id"], view))
             if self.teacher_views is not None:
                 teacher_pixels.append(self.teacher_views(image, record["id"], view))
@@ -84,14 +89,22 @@ class Images(Dataset[Batch]):
         return Batch(inputs, stored(self.store, self.store_rows, rows, views), teacher_inputs, torch.from_numpy(rows))
 
 
-def read(record: dict[str, Any]) -> Image.Image:
-    """The photo of a row of `data.layout`.
+def read(record: dict[str, Any], digest: int | None = None) -> Image.Image:
+    """The photo of a row of `data.layout`, which must have this digest if one is known.
 
     Raises:
-        ValueError: It could be read when the store was made and can't be now, or was never asked for (teacher online).
+        ValueError: It could be read when the store was made and can't be now, or was never asked for (teacher online);
+            or it is another photo than the store's.
     """
     try:
-        return read_image(record["path"], record["offset"], record["size"])
+        content = read_bytes_of(record["path"], record["offset"], record["size"])
+        if digest is not None and (found := digest_of(content)) != digest:
+            raise ValueError(
+                f"{record['path']}: expected the photo {record['id']!r} that the store's embedding is of (digest "
+                f"{digest:016x}), found another one under its id (digest {found:016x}). Bring the old photo back, or "
+                "run `clip-distill embed` on this data with another --store"
+            )
+        return decode(content)
     except BadImage as error:
         raise ValueError(
             f"{record['path']}: expected the photo {record['id']!r}, found: {error.reason}. Put the photo back, "

@@ -27,7 +27,7 @@ from clip_distill.plan.memory import PeakMemory, largest_that_fits
 from clip_distill.plan.timing import say, timed, timed_steps
 from clip_distill.store.build import Part
 from clip_distill.store.embed import ImageViews, Runner, embed_images, embed_texts
-from clip_distill.store.table import Manifest
+from clip_distill.store.table import PHOTOS, Manifest
 from clip_distill.teachers import load_teacher
 from clip_distill.towers import TOWERS, Tower, pick_device
 
@@ -138,13 +138,19 @@ def _describe(found: EmbedMeasures, job: EmbedJob, tower: Tower, teacher: dict[s
         views, augment, seed = (job.views, job.augment, job.seed) if augmented else (1, "none", 0)
         found.items[table] = len(ids)
         found.manifests[table] = Manifest(tower, split, teacher, views, augment, seed, job.dtype, job.precision)
-        found.id_bytes[table] = parquet_bytes(ids.slice(0, job.shard_rows)) / min(len(ids), job.shard_rows)
+        found.id_bytes[table] = parquet_bytes(ids.slice(0, job.shard_rows), tower) / min(len(ids), job.shard_rows)
 
 
-def parquet_bytes(ids: pa.Array | pa.ChunkedArray) -> int:
-    """What a shard's `rows.parquet` takes, compressed."""
+def parquet_bytes(ids: pa.Array | pa.ChunkedArray, tower: Tower) -> int:
+    """What a shard's `rows.parquet` takes, compressed; digests and sizes are as good as random."""
     buffer = io.BytesIO()
-    pq.write_table(pa.table({"id": ids}), buffer)
+    columns = {"id": ids}
+    if tower == "image":
+        columns |= {
+            name: pa.array(np.random.default_rng(0).integers(2**32, size=len(ids)), kind)
+            for name, kind in zip(PHOTOS.names, PHOTOS.types, strict=True)
+        }
+    pq.write_table(pa.table(columns), buffer)
     return buffer.getbuffer().nbytes
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from torch.utils.data import IterableDataset
 
 from clip_distill.data.layout import Split
 from clip_distill.data.module import Batch
-from clip_distill.store.table import Store
+from clip_distill.store.table import PHOTOS, Store
 from clip_distill.towers import Tower
 from clip_distill.validation import Validation
 
@@ -29,6 +30,9 @@ class RandomStore(Store):
 
     def embeddings(self, rows: NDArray[np.int64], views: NDArray[np.int64] | int = 0) -> NDArray[Any]:
         return np.random.default_rng(0).standard_normal((len(rows), self.dim), np.float32).astype(np.float16)
+
+    def photos(self, rows: NDArray[np.int64]) -> pa.Table:
+        return pa.table([pa.nulls(len(rows), kind) for kind in PHOTOS.types], schema=PHOTOS)
 
 
 def random_validation(tower: Tower, split: Split, dim: int) -> Validation:

@@ -8,7 +8,7 @@ they never talk to each other: whoever finds every shard in place writes the man
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import os
 import shutil
 from collections import Counter
@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from clip_distill.store.remote import Location, load_json, locate, save_json
 from clip_distill.store.table import MANIFEST, Manifest, Store, StoreError, require_same, view_file
-from clip_distill.store.write import RECORD, Shard, add_views, only_writer, write_shard
+from clip_distill.store.write import RECORD, Shard, add_views, digest_ids, only_writer, read_ids, write_ids, write_shard
 
 PLAN = "plan.json"
-CHUNK = 65536  # ids held as Python objects at a time
+PLAN_ITEMS = "plan-items.parquet"
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,20 @@ class Part:
 # the items, the parts of them that are wanted, and which views of each
 EmbedParts = Callable[[pa.Table, list[Part], range], Iterator[tuple[Part, Shard]]]
 
+Readable = Callable[[pa.Table], NDArray[np.bool_]]  # which of some items could be read now
+
 
 def shard_name(number: int) -> str:
     return f"shard-{number:05d}"
 
 
 def process_rank() -> tuple[int, int]:
-    """(rank, world size) as torchrun or SLURM state them; (0, 1) for a process on its own."""
+    """(rank, world size) as torchrun or SLURM's srun state them; (0, 1) for a process on its own.
+
+    sbatch sets SLURM_NTASKS for its script, too, which is one process; SLURM_STEP_ID is there below srun alone.
+    """
     for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-        if rank in os.environ and world in os.environ:
+        if rank in os.environ and world in os.environ and (rank == "RANK" or "SLURM_STEP_ID" in os.environ):
             return int(os.environ[rank]), int(os.environ[world])
     return 0, 1
 
@@ -64,6 +70,7 @@ def build_table(
     items: pa.Table,
     embed_with: Callable[[Manifest], EmbedParts],
     shard_rows: int,
+    readable: Readable | None = None,
 ) -> Store | None:
     """Make, continue or extend one table.
 
@@ -75,6 +82,8 @@ def build_table(
         embed_with: Gives, for what the table is made by in the end, the function that runs the teacher over the items
             of some parts and yields each part's shard when it is done.
         shard_rows: Items per shard.
+        readable: Says which of the items that were skipped on a finished table can be read now, and so are added;
+            without it, none is.
 
     Returns:
         The finished table; None where other processes still have shards to write.
@@ -90,7 +99,7 @@ def build_table(
         done = Store(folder) if (folder / MANIFEST).is_file() else None
         if done is not None:
             made_by = _continued(folder, made_by, done.manifest)
-        return _Build(folder, made_by, done, rank, world).run(items, embed_with(made_by), shard_rows)
+        return _Build(folder, made_by, done, readable, rank, world).run(items, embed_with(made_by), shard_rows)
 
 
 def _continued(folder: Location, made_by: Manifest, stored: Manifest) -> Manifest:
@@ -119,6 +128,7 @@ class _Build:
         folder: The table.
         made_by: What it is to be made by.
         done: The finished table that is extended; None for a new one.
+        readable: See `build_table`.
         rank: This process.
         world: Processes.
     """
@@ -126,19 +136,20 @@ class _Build:
     folder: Location
     made_by: Manifest
     done: Store | None
+    readable: Readable | None
     rank: int
     world: int
 
     def run(self, items: pa.Table, embed_parts: EmbedParts, shard_rows: int) -> Store | None:
         done = self.done
-        new = items if done is None else _not_yet_in(done, items)
+        new = items if done is None else _not_yet_in(done, items, self.readable)
         first = 0 if done is None else len(done.manifest.shards)
         old_views = self.made_by.views if done is None else done.manifest.views
         if done is not None and len(new) == 0 and old_views == self.made_by.views:
             return done
-        starts = range(0, len(new), shard_rows)
-        parts = [Part(first + i, start, min(start + shard_rows, len(new))) for i, start in enumerate(starts)]
-        self._hold_to_plan(new, shard_rows, first)
+        planned = self._hold_to_plan(items, new, shard_rows, first)
+        starts = range(0, len(planned), shard_rows)
+        parts = [Part(first + i, start, min(start + shard_rows, len(planned))) for i, start in enumerate(starts)]
         if isinstance(self.folder, Path):
             for leftover in self.folder.glob(f".shard-*-rank{self.rank}.tmp"):
                 shutil.rmtree(leftover)  # of a killed process; the lock says that none is alive
@@ -146,20 +157,23 @@ class _Build:
             self._add_views(done, items, embed_parts, range(old_views, self.made_by.views))
         there = self._shards_there()
         mine = [part for part in parts if part.number % self.world == self.rank and part.number not in there]
-        for part, shard in embed_parts(new, mine, range(self.made_by.views)):
+        for part, shard in embed_parts(planned, mine, range(self.made_by.views)):
             write_shard(self.folder, part.name, shard, self.made_by.dtype, self.rank)
-        return self._finish(first, parts)
+        table = self._finish(first, parts, planned)
+        if table is None or planned is new:
+            return table
+        return replace(self, done=table).run(items, embed_parts, shard_rows)
 
-    def _hold_to_plan(self, items: pa.Table, shard_rows: int, first: int) -> None:
-        """Hold a continued run to the plan of the run that began it; a plan is over when its manifest is written."""
-        digest = hashlib.sha256()
-        for start in range(0, len(items), CHUNK):
-            ids = items.column(0).slice(start, CHUNK).to_pylist()
-            digest.update(b"".join(id.encode() + b"\0" for id in ids))
+    def _hold_to_plan(self, items: pa.Table, new: pa.Table, shard_rows: int, first: int) -> pa.Table:
+        """Hold a continued run to the plan of the run that began it; a plan is over when its manifest is written.
+
+        Returns:
+            What is to be done first: `new`, or what was new to that run, if the data still have all of it.
+        """
         extends = None if self.done is None else self.done.digest
         plan: dict[str, Any] = self.made_by.fingerprint() | {
-            "items": len(items),
-            "items_sha256": digest.hexdigest(),
+            "items": len(new),
+            "items_sha256": digest_ids(new.column(0)),
             "shard_rows": shard_rows,
             "first_shard": first,
             "extends": extends,
@@ -167,6 +181,9 @@ class _Build:
         path = self.folder / PLAN
         begun = load_json(path) if path.is_file() else {"extends": ""}
         if begun.get("extends") == extends:
+            if begun["items_sha256"] != plan["items_sha256"] and (old := self._planned(items, begun)) is not None:
+                new = old
+                plan |= {"items": len(old), "items_sha256": begun["items_sha256"]}
             fix = "Give the data and options of the run that began it, or delete the folder to start anew."
             if self.done is not None:
                 fix = (
@@ -175,7 +192,20 @@ class _Build:
                 )
             require_same(f"{self.folder}, unfinished,", plan, begun, fix)
         else:
+            write_ids(self.folder / PLAN_ITEMS, new.column(0), self.rank)
             save_json(path, plan)
+        return new
+
+    def _planned(self, items: pa.Table, begun: dict[str, Any]) -> pa.Table | None:
+        """The items of the run that began; None where the data lack some of them."""
+        path = self.folder / PLAN_ITEMS
+        if not path.is_file():
+            return None
+        ids = read_ids(path)
+        place = pc.index_in(ids.cast(items.column(0).type), value_set=_one_array(items.column(0)))
+        if digest_ids(ids) != begun["items_sha256"] or place.null_count:
+            return None
+        return items.take(place)
 
     def _shards_there(self) -> set[int]:
         """Numbers of the shards that are complete."""
@@ -207,7 +237,7 @@ class _Build:
     def _has_all_views(self, record: dict[str, Any]) -> bool:
         return view_file(self.made_by.views - 1) in record["sha256"]
 
-    def _finish(self, first: int, parts: list[Part]) -> Store | None:
+    def _finish(self, first: int, parts: list[Part], planned: pa.Table) -> Store | None:
         """Gather the records of all shards into the manifest, which makes the table readable."""
         count = first + len(parts)
         if not set(range(count)) <= self._shards_there():
@@ -222,21 +252,40 @@ class _Build:
                     f"{self.folder / part.name}: expected a shard of {expected} items, found one of {found}. "
                     f"Was {MANIFEST} removed? Delete the folder and start anew."
                 )
-        skipped = Counter(reason for record in records for reason in record.pop("skipped").values())
+        skipped = Counter(reason for record in records[first:] for reason in record["skipped"].values())
+        if self.done is not None:
+            before = _skipped(self.done)
+            again = pc.is_in(pa.array(before.keys(), pa.large_string()), value_set=_strings(planned.column(0)))
+            tried_again = itertools.compress(before.values(), again.to_pylist())
+            skipped += Counter(self.done.manifest.skipped) - Counter(tried_again)
+        for record in records:
+            del record["skipped"]
         rows = sum(record["rows"] for record in records)
         manifest = replace(self.made_by, rows=rows, shards=records, skipped=dict(sorted(skipped.items())))
         save_json(self.folder / MANIFEST, asdict(manifest))
+        if isinstance(self.folder, Path):
+            (self.folder / PLAN_ITEMS).unlink(missing_ok=True)  # captions take room; the plan is over
         return Store(self.folder)
 
 
-def _not_yet_in(store: Store, items: pa.Table) -> pa.Table:
-    """Items that have neither a row nor a recorded reason for having none."""
+def _not_yet_in(store: Store, items: pa.Table, readable: Readable | None) -> pa.Table:
+    """Items that have no row, and no recorded reason for having none or one that is gone."""
     new = store.find(items.column(0)) < 0
     if store.manifest.skipped:
-        records = (load_json(store.folder / shard["name"] / RECORD) for shard in store.manifest.shards)
-        skipped = pa.array([id for record in records for id in record["skipped"]], pa.large_string())
-        new &= ~np.asarray(pc.is_in(items.column(0).cast(pa.large_string()), value_set=skipped))
+        skipped = pa.array(_skipped(store).keys(), pa.large_string())
+        skipped_rows = np.flatnonzero(new & np.asarray(pc.is_in(_strings(items.column(0)), value_set=skipped)))
+        new[skipped_rows] = False if readable is None else readable(items.take(pa.array(skipped_rows)))
     return items.filter(pa.array(new))
+
+
+def _skipped(store: Store) -> dict[str, str]:
+    """Id → the latest reason, of all items that were skipped once; some may have a row by now."""
+    records = (load_json(store.folder / shard["name"] / RECORD) for shard in store.manifest.shards)
+    return {id: reason for record in records for id, reason in record["skipped"].items()}
+
+
+def _strings(column: pa.ChunkedArray) -> pa.Array:
+    return _one_array(column.cast(pa.large_string()))
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from clip_distill.data.images import BadImage, read_image
+from clip_distill.data.images import BadImage, decode, digest_of, read_bytes_of
 from clip_distill.data.tokens import TokenizerSpec, tokenize
 from clip_distill.data.views import Views, normalise
 from clip_distill.store.build import Part
-from clip_distill.store.write import Shard
+from clip_distill.store.write import Photo, Shard
 from clip_distill.towers import TowerSpec
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,8 +60,15 @@ class Runner:
         return embeddings
 
 
-class ImageViews(Dataset[tuple[str, Tensor | str]]):
-    """Image by image: its id, and its views uint8 [V, 3, S, S] or the reason why it can't be read.
+class Source(NamedTuple):
+    """An image's id, and which photo it is; None where it can't be read."""
+
+    id: str
+    photo: Photo | None
+
+
+class ImageViews(Dataset[tuple[Source, Tensor | str]]):
+    """Image by image: what it is, and its views uint8 [V, 3, S, S] or the reason why it can't be read.
 
     Args:
         images: Table of `data.layout`, one row per image.
@@ -75,13 +83,15 @@ class ImageViews(Dataset[tuple[str, Tensor | str]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[str, Tensor | str]:
+    def __getitem__(self, index: int) -> tuple[Source, Tensor | str]:
         row = self.images.slice(index, 1).to_pylist()[0]
         try:
-            image = read_image(row["path"], row["offset"], row["size"])
-            return row["id"], torch.stack([self.views(image, row["id"], view) for view in self.numbers])
+            content = read_bytes_of(row["path"], row["offset"], row["size"])
+            image = decode(content)
         except BadImage as error:
-            return row["id"], str(error)
+            return Source(row["id"], None), str(error)
+        source = Source(row["id"], Photo(digest_of(content), len(content)))
+        return source, torch.stack([self.views(image, row["id"], view) for view in self.numbers])
 
 
 def embed_images(
@@ -116,23 +126,25 @@ def embed_images(
         pin_memory=runner.device.type == "cuda",
     )
     total = sum(part.stop - part.start for part in parts)
-    shard = Shard([], [])
+    shard, photos = Shard([], []), list[Photo]()
     blocks: list[NDArray[np.float32]] = []
     with tqdm(total=total, desc=title, unit=" images", smoothing=0) as bar:
         for (part, rows), items in zip(batches, loader, strict=True):
-            good = [(id, pixels) for id, pixels in items if isinstance(pixels, Tensor)]
-            shard.skipped |= {id: reason for id, reason in items if isinstance(reason, str)}
+            good = [(source, pixels) for source, pixels in items if isinstance(pixels, Tensor)]
+            shard.skipped |= {source.id: reason for source, reason in items if isinstance(reason, str)}
             if good:
                 pixels = torch.stack([pixels for _, pixels in good]).to(runner.device, non_blocking=True)  # [B,V,3,S,S]
                 embeddings = runner(normalise(pixels.flatten(0, 1), runner.spec.preprocess))
                 blocks.append(embeddings.reshape(len(good), count, -1))
-                shard.ids += [id for id, _ in good]
+                shard.ids += [source.id for source, _ in good]
+                photos += [source.photo for source, _ in good if source.photo is not None]
             bar.update(len(items))
             if rows.stop == part.stop:
                 stacked = np.concatenate(blocks or [np.empty((0, count, runner.spec.embed_dim), np.float32)])
                 shard.views = [stacked[:, view] for view in range(count)]
+                shard.photos = photos
                 yield part, shard
-                shard, blocks = Shard([], []), []
+                shard, photos, blocks = Shard([], []), [], []
 
 
 def embed_texts(

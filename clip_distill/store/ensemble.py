@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clip_distill.data.tokens import Ragged
@@ -48,6 +49,14 @@ def open_table(root: Location | str, tower: str, split: str) -> Store:
     return store
 
 
+def stores_of(root: Location | str) -> list[Location]:
+    """The folder itself, or the stores that an ensemble combines, and those that they combine."""
+    root = locate(root)
+    if not (isinstance(root, Path) and (root / ENSEMBLE).is_file()):
+        return [root]
+    return [store for name in read_json(root / ENSEMBLE)["stores"] for store in stores_of(_beside(root, name))]
+
+
 def write_ensemble(folder: Path, stores: Sequence[str], combine: Combine) -> None:
     """Name an ensemble: stores that lie below the same folder are found wherever that folder is moved.
 
@@ -72,7 +81,8 @@ class Ensemble(Store):
         combine: "concat" or "mean".
 
     Raises:
-        StoreError: The tables differ in views, or widths differ under "mean", or no row is in all of them.
+        StoreError: The tables differ in views, or in the photo under an id, or widths differ under "mean", or no row
+            is in all of them.
     """
 
     def __init__(self, folder: Path, tables: Sequence[Store], combine: Combine) -> None:
@@ -97,10 +107,31 @@ class Ensemble(Store):
         )
         self.starts = np.array([0, rows])
         self._ids = first.ids.take(pa.array(self._places[0]))
+        self._photos = self._same_photos()
 
     @property
     def ids(self) -> pa.Array:
         return self._ids
+
+    def photos(self, rows: NDArray[np.int64]) -> pa.Table:
+        return self._photos.take(pa.array(rows))
+
+    def _same_photos(self) -> pa.Table:
+        """[N] the photo of each row as the tables that know it agree."""
+        parts = [table.photos(rows) for table, rows in zip(self.tables, self._places, strict=True)]
+        known = parts[0]
+        for table, part in zip(self.tables[1:], parts[1:], strict=True):
+            other = pc.not_equal(known.column("digest"), part.column("digest")).fill_null(False)
+            if pc.any(other).as_py():
+                changed = self._ids.filter(other)
+                raise StoreError(
+                    f"{table.folder}, beside {self.tables[0].folder}: expected stores of the same photos, found "
+                    f"{len(changed)} others under the same ids, for instance {changed[0].as_py()!r}. "
+                    "Run `clip-distill embed` on one data folder for both."
+                )
+            both = zip(known.columns, part.columns, strict=True)
+            known = pa.table([pc.coalesce(one, another) for one, another in both], schema=known.schema)
+        return known
 
     def find(self, ids: pa.Array | pa.ChunkedArray | list[str]) -> NDArray[np.int64]:
         at_first = self.tables[0].find(ids)

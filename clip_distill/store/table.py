@@ -2,9 +2,12 @@
 
     STORE/image-train/            one table: a tower and a split
       manifest.json               written last; a folder without it is unfinished
-      plan.json                   which items make which shard, of the last `embed`; only that reads it
+      plan.json                   which items make which shard, of the last `embed`; only that reads it,
+      plan-items.parquet          and their ids; deleted when that `embed` ends (behind a URL, it stays)
       shard-00000/
-        rows.parquet              the ids of its N rows: an image's id, or the caption itself
+        rows.parquet              `id` of its N rows: an image's id, or the caption itself; of photos that `embed` read
+                                  also `digest` (uint64, the first 8 bytes of its encoded bytes' BLAKE2b, little-endian)
+                                  and `bytes` (int64, how many those are)
         view-000.npy … view-V.npy [N, D] float16 or float32 each, not normalised
         tokens.npy offsets.npy    captions only: the teacher's tokens, ragged
         shard.json                row count, skipped ids with reasons, SHA-256 of the files above; written last
@@ -35,6 +38,8 @@ from clip_distill.store.remote import Location, local_copy, locate
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+ROWS = "rows.parquet"
+PHOTOS = pa.schema({"digest": pa.uint64(), "bytes": pa.int64()})
 FIND_ROWS = 1_000_000
 
 
@@ -171,6 +176,11 @@ class Store:
         """[N] strings: image ids, or the captions themselves."""
         return pa.concat_arrays([pa.array([], pa.large_string()), *map(self._shard_ids, range(self._shards))])
 
+    def photos(self, rows: NDArray[np.int64]) -> pa.Table:
+        """[B] which photo each of the rows is of: `digest` and `bytes`; null where nobody knows, as of captions."""
+        everything = pa.concat_tables([PHOTOS.empty_table(), *map(self._shard_photos, range(self._shards))])
+        return everything.take(pa.array(rows))
+
     def find(self, ids: pa.Array | pa.ChunkedArray | list[str]) -> NDArray[np.int64]:
         """Row of each id; -1 where there is none.
 
@@ -256,8 +266,14 @@ class Store:
         return len(self.manifest.shards)
 
     def _shard_ids(self, shard: int) -> pa.Array:
-        column = pq.read_table(self.file(shard, "rows.parquet"), columns=["id"]).column("id").cast(pa.large_string())
+        column = pq.read_table(self.file(shard, ROWS), columns=["id"]).column("id").cast(pa.large_string())
         return pa.concat_arrays([pa.array([], pa.large_string()), *column.chunks])
+
+    def _shard_photos(self, shard: int) -> pa.Table:
+        rows = pq.read_table(self.file(shard, ROWS))
+        if "digest" in rows.column_names:
+            return rows.select(PHOTOS.names).cast(PHOTOS)
+        return pa.table([pa.nulls(len(rows), kind) for kind in PHOTOS.types], schema=PHOTOS)
 
 
 def view_file(view: int) -> str:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +21,19 @@ from numpy.typing import NDArray
 
 from clip_distill.data.tokens import Ragged
 from clip_distill.store.remote import Location, cache_folder, load_json, save_json, sync_folder
-from clip_distill.store.table import StoreError, view_file
+from clip_distill.store.table import ROWS, StoreError, view_file
 
 RECORD = "shard.json"
+CHUNK = 65536  # ids held as Python objects at a time
 GLANCE = 5.0  # seconds; far longer than a process holds a lock that it only looks at
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Photo(NamedTuple):
+    """Which photo an image's embedding is of: `data.images.digest_of` its file, and the file's size in bytes."""
+
+    digest: int
+    bytes: int
 
 
 @dataclass
@@ -37,12 +45,14 @@ class Shard:
         views: An array [N, D] for each view that was asked for.
         tokens: The captions' tokens; None for images.
         skipped: Id → reason, of items that got no row.
+        photos: [N] which photos these are; None for captions, and where nobody knows.
     """
 
     ids: list[str]
     views: list[NDArray[Any]]
     tokens: Ragged | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    photos: list[Photo] | None = None
 
 
 def write_shard(folder: Location, name: str, shard: Shard, dtype: str, rank: int = 0) -> None:
@@ -74,7 +84,8 @@ def add_views(folder: Location, name: str, shard: Shard, numbers: range, dtype: 
     """Put views into a shard that is there; its `shard.json`, replaced last, makes them count.
 
     Raises:
-        StoreError: A row has no such view, since its photo can't be read any more; or see `write_shard`.
+        StoreError: A row has no such view, since its photo can't be read any more or is another one; or see
+            `write_shard`.
     """
     place = folder / name
     record = load_json(place / RECORD)
@@ -84,6 +95,7 @@ def add_views(folder: Location, name: str, shard: Shard, numbers: range, dtype: 
             f"{place}: expected to read the {record['rows']} photos of its rows again, found {len(shard.skipped)} that "
             f"can't be, the first {first} ({reason}). Bring them back, or make a new --store with these views."
         )
+    _require_same_photos(place, shard)
     with _writing(folder):
         for number, view in zip(numbers, shard.views, strict=True):
             content = _npy(_stored(folder, view, dtype))
@@ -92,13 +104,58 @@ def add_views(folder: Location, name: str, shard: Shard, numbers: range, dtype: 
         save_json(place / RECORD, record | {"sha256": dict(sorted(record["sha256"].items()))})
 
 
+def _require_same_photos(place: Location, shard: Shard) -> None:
+    """The photos must be those of view 0; a table that does not know is left alone."""
+    with (place / ROWS).open("rb") as file:
+        rows = pq.read_table(file)
+    if shard.photos is None or "digest" not in rows.column_names:
+        return
+    found = [photo.digest for photo in shard.photos]
+    pairs = zip(shard.ids, rows.column("digest").to_pylist(), found, strict=True)
+    changed = [f"{id}: expected digest {old:016x}, found {new:016x}" for id, old, new in pairs if old != new]
+    if changed:
+        raise StoreError(
+            f"{place}: expected the photos of its rows, to add views to them; found {len(changed)} others under the "
+            f"same ids, the first {changed[0]}. Bring the old photos back, or name another --store."
+        )
+
+
+def write_ids(path: Location, ids: pa.ChunkedArray, rank: int) -> None:
+    """Replace a parquet file that holds one column `id`; processes that do so at a time write the same."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"id": ids.cast(pa.large_string())}), buffer)
+    with _writing(path.parent):
+        aside = path.with_name(f".{path.name}-rank{rank}.tmp") if isinstance(path, Path) else path
+        _write(aside, buffer.getbuffer())
+        if isinstance(aside, Path) and isinstance(path, Path):
+            aside.replace(path)
+
+
+def read_ids(path: Location) -> pa.ChunkedArray:
+    """What `write_ids` wrote."""
+    with path.open("rb") as file:
+        return pq.read_table(file).column("id")
+
+
+def digest_ids(ids: pa.ChunkedArray) -> str:
+    """SHA-256 of ids, each ended by a zero byte."""
+    digest = hashlib.sha256()
+    for start in range(0, len(ids), CHUNK):
+        digest.update(b"".join(id.encode() + b"\0" for id in ids.slice(start, CHUNK).to_pylist()))
+    return digest.hexdigest()
+
+
 def _files(folder: Location, shard: Shard, dtype: str) -> Iterator[tuple[str, memoryview]]:
     """Name and content of each file, one at a time, in the order of their names."""
     if shard.tokens is not None:
         yield "offsets.npy", _npy(shard.tokens.offsets)
     buffer = io.BytesIO()
-    pq.write_table(pa.table({"id": pa.array(shard.ids, pa.large_string())}), buffer)
-    yield "rows.parquet", buffer.getbuffer()
+    columns = {"id": pa.array(shard.ids, pa.large_string())}
+    if shard.photos is not None:
+        columns["digest"] = pa.array([photo.digest for photo in shard.photos], pa.uint64())
+        columns["bytes"] = pa.array([photo.bytes for photo in shard.photos], pa.int64())
+    pq.write_table(pa.table(columns), buffer)
+    yield ROWS, buffer.getbuffer()
     if shard.tokens is not None:
         yield "tokens.npy", _npy(shard.tokens.flat)
     for number, view in enumerate(shard.views):

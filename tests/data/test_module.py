@@ -119,6 +119,20 @@ def test_a_photo_that_went_away_is_named_with_what_to_do(
         batches_of(data)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_another_photo_under_the_same_id_is_named_with_what_to_do(
+    workers: int, tiny_data: Path, tiny_views_store: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_data, tmp_path / "data")
+    photo = tmp_path / "data/image/000000000005.jpg"
+    _, data = assemble(recipe("image", tmp_path / "data", tiny_views_store, workers))
+    shutil.copy(tmp_path / "data/image/000000000006.jpg", photo)
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(str(photo))}: expected the photo .*digest.*found another.*--store"
+    ):
+        batches_of(data)
+
+
 def test_a_loader_knows_its_place_and_takes_it_up_again(tiny_data: Path, tiny_views_store: Path) -> None:
     made = recipe("text", tiny_data, tiny_views_store)
     _, data = assemble(made)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -88,8 +91,8 @@ def test_captions_cut_to_their_length_give_the_embeddings_of_padded_ones(causal:
     assert shard.ids == CAPTIONS
 
 
-def test_broken_photos_are_skipped_counted_and_not_tried_again(
-    data: Path, tiny_teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_broken_photos_are_skipped_counted_and_added_once_they_can_be_read(
+    data: Path, tiny_teacher: str, tmp_path: Path, contents: Contents, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = sorted((data / "image").iterdir())
     photos[3].write_bytes(photos[3].read_bytes()[:400])
@@ -101,9 +104,80 @@ def test_broken_photos_are_skipped_counted_and_not_tried_again(
     assert store.manifest.skipped == {"empty file": 1, "not an image": 1, "truncated": 1}
     assert len(store) == 21
     assert "1 skipped (truncated)" in capsys.readouterr().out
-    shutil.copy(photos[0], photos[5])  # a rerun that tried again would find it good
+    before = contents(tmp_path / "store")
     embed(data, tiny_teacher, tmp_path / "store", *options)
-    assert open_table(tmp_path / "store", "image", "train").manifest == store.manifest
+    assert contents(tmp_path / "store") == before
+    shutil.copy(photos[0], photos[5])
+    embed(data, tiny_teacher, tmp_path / "store", *options)
+    store = open_table(tmp_path / "store", "image", "train")
+    assert (len(store), store.manifest.skipped) == (22, {"empty file": 1, "truncated": 1})
+    rows = store.find([f"image/{photos[number].name}" for number in (0, 5)])
+    assert rows.min() >= 0
+    np.testing.assert_allclose(*store.embeddings(rows).astype(np.float32), rtol=2**-9, atol=1e-4)
+
+
+@pytest.fixture
+def other_photo(data: Path) -> tuple[Path, bytes]:
+    """A photo of `data`, and another one's content in as many bytes."""
+    photos = sorted((data / "image").iterdir(), key=lambda path: path.stat().st_size)
+    smaller, photo = photos[0], photos[-1]
+    content = smaller.read_bytes()
+    return photo, content + bytes(photo.stat().st_size - len(content))  # what follows a photo's end is not looked at
+
+
+def test_a_row_knows_its_photo_also_in_a_tar(data: Path, tiny_teacher: str, tmp_path: Path) -> None:
+    options = ["--tower", "image", "--split", "train"]
+    embed(data, tiny_teacher, tmp_path / "s", *options)
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        for path in sorted((data / "image").iterdir()):
+            tar.add(path, path.name)
+    tar_options = ["--sources.train_images", f"[{tmp_path / 'photos.tar'}]"]
+    embed(data, tiny_teacher, tmp_path / "tar", *options, *tar_options)
+    found = open_table(tmp_path / "s", "image", "train")
+    expected = [(data / id).read_bytes() for id in found.ids.to_pylist()]
+    digests = [int.from_bytes(hashlib.blake2b(content).digest()[:8], "little") for content in expected]
+    assert found.photos(np.arange(24)).to_pydict() == {"digest": digests, "bytes": list(map(len, expected))}
+    in_tar = open_table(tmp_path / "tar", "image", "train").photos(np.arange(24)).column("digest").to_pylist()
+    assert len(set(digests)) > 1 and sorted(in_tar) == sorted(digests)
+
+
+def test_other_photos_under_the_same_ids_are_refused(
+    data: Path, tiny_teacher: str, tmp_path: Path, other_photo: tuple[Path, bytes]
+) -> None:
+    photo, other = other_photo
+    options = ["--tower", "image", "--split", "train", "--augment", "crop_flip", "--shard_rows", "8"]
+    embed(data, tiny_teacher, tmp_path / "s", *options)
+    before = open_table(tmp_path / "s", "image", "train").manifest
+    photo.write_bytes(other)
+    with pytest.raises(
+        SystemExit, match=f"expected the photos of its rows, .* found 1 others .*{photo.name}: expected"
+    ):
+        embed(data, tiny_teacher, tmp_path / "s", *options, "--views", "2")
+    photo.write_bytes(other[:-1])
+    with pytest.raises(SystemExit, match=rf"1 photos are not those(.|\n)*{photo.name}: expected .* bytes, found"):
+        embed(data, tiny_teacher, tmp_path / "s", *options)
+    assert open_table(tmp_path / "s", "image", "train").manifest == before
+
+
+def test_a_table_that_does_not_know_its_photos_is_not_checked(
+    data: Path, tiny_teacher: str, tmp_path: Path, other_photo: tuple[Path, bytes]
+) -> None:
+    options = ["--tower", "image", "--split", "train", "--augment", "crop_flip"]
+    embed(data, tiny_teacher, tmp_path / "s", *options)
+    for path in (tmp_path / "s/image-train").glob("shard-*/rows.parquet"):
+        pq.write_table(pq.read_table(path, columns=["id"]), path)  # as an import writes it
+    photo, other = other_photo
+    photo.write_bytes(other[:-1])
+    shutil.copy(photo, data / "image/new.jpg")
+    embed(data, tiny_teacher, tmp_path / "s", *options, "--views", "2")
+    store = open_table(tmp_path / "s", "image", "train")
+    assert (len(store), store.manifest.views) == (25, 2)
+    assert store.photos(np.arange(25)).column("digest").null_count == 24
+    photos = scan(str(data)).train.images
+    views = Views(load_teacher(tiny_teacher, "image")[0].preprocess, "crop_flip", 0)
+    assert (
+        len(Images(photos, views, store, store.find(photos.column("id")))[[(row, 1) for row in range(25)]].rows) == 25
+    )
 
 
 def test_a_second_run_adds_new_photos_captions_and_views_alone(
@@ -121,7 +195,7 @@ def test_a_second_run_adds_new_photos_captions_and_views_alone(
     assert (len(images), images.manifest.views) == (25, 4)
     assert texts.ids[-1].as_py() == "something new"
     after = contents(store)
-    assert all(after[name] == before[name] for name in before if name.endswith((".npy", ".parquet")))
+    assert all(after[name] == before[name] for name in before if name.endswith((".npy", "rows.parquet")))
     anew = tmp_path / "anew"
     embed(data, tiny_teacher, anew, *options, "--views", "4")
     at_once = open_table(anew, "image", "train")

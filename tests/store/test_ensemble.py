@@ -50,6 +50,37 @@ def test_concatenated_teachers_give_the_mean_of_their_cosines(stores: tuple[Path
     )
 
 
+def test_stores_of_different_photos_are_refused(stores: tuple[Path, Path], tiny_data: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    photos = sorted((other / "image").iterdir())
+    shutil.copy(photos[1], photos[0])
+    teacher = open_table(stores[1], "image", "train").manifest.teacher["name"]
+    options = ["--tower", "image", "--split", "train", "--views", "2", "--augment", "crop_flip", "--workers", "0"]
+    cli.main(["embed", "--data", str(other), "--teacher", teacher, "--store", str(tmp_path / "b"), *options])
+    write_ensemble(tmp_path / "both", [str(stores[0]), str(tmp_path / "b")], "concat")
+    with pytest.raises(StoreError, match=f"found 1 others under the same ids, for instance 'image/{photos[0].name}'"):
+        open_table(tmp_path / "both", "image", "train")
+    known = open_table(stores[0], "image", "train")
+    write_ensemble(tmp_path / "same", [str(store) for store in stores], "concat")
+    assert open_table(tmp_path / "same", "image", "train").photos(np.arange(24)) == known.photos(np.arange(24))
+
+
+def test_info_and_verify_cover_the_stores_of_an_ensemble(
+    stores: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = [Path(shutil.copytree(store, tmp_path / store.name)) for store in stores]
+    write_ensemble(tmp_path / "both", [str(store) for store in parts], "concat")
+    for verb in ("info", "verify"):
+        cli.main(["store", verb, "--store", str(tmp_path / "both")])
+    out = capsys.readouterr().out
+    assert "an ensemble of 2 stores" in out and "8 tables" in out
+    assert all(open_table(store, "image", "val").manifest.teacher["weights_sha256"] in out for store in parts)
+    view = parts[1] / "text-val/shard-00000/view-000.npy"
+    view.write_bytes(view.read_bytes()[:-1] + b"?")
+    with pytest.raises(SystemExit, match="1 problems(.|\n)*view-000.npy has changed"):
+        cli.main(["store", "verify", "--store", str(tmp_path / "both")])
+
+
 def test_rows_that_one_store_lacks_are_left_out(stores: tuple[Path, Path], tiny_data: Path, tmp_path: Path) -> None:
     fewer = tmp_path / "data"
     shutil.copytree(tiny_data, fewer)

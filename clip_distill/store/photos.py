@@ -1,0 +1,57 @@
+"""Is the data still what a table was made from? What `embed` asks before it adds to a finished table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from clip_distill.data.images import BadImage, read_image, size_of
+from clip_distill.store.table import Store, StoreError
+
+SHOWN = 10  # differences in an error message
+CHUNK = 65536  # records held as Python objects at a time
+
+
+def require_same_sizes(store: Store, images: pa.Table) -> None:
+    """Compare the sizes of the files with those of the photos that the teacher saw, without reading one.
+
+    Another photo of the very same size passes: `fit`, which reads the photos, compares their digests.
+
+    Args:
+        store: A finished table of images.
+        images: Table of `data.layout`. Photos behind a URL, unless they are in a tar, are not looked at.
+
+    Raises:
+        StoreError: Photos of another size lie under ids that the table has.
+    """
+    rows = store.find(images.column("id"))
+    known = images.filter(pa.array(rows >= 0))
+    expected = store.photos(rows[rows >= 0]).column("bytes").to_pylist()
+    records = (record for batch in known.to_batches(CHUNK) for record in batch.to_pylist())
+    changed = []
+    for record, bytes in zip(tqdm(records, "sizes", len(known), delay=2), expected, strict=True):
+        found = None if bytes is None else size_of(record["path"], record["offset"], record["size"])
+        if found is not None and found != bytes:
+            changed.append(f"{record['id']}: expected {bytes:,} bytes, found {found:,}")
+    if changed:
+        more = [f"… and {len(changed) - SHOWN:,} more"] if len(changed) > SHOWN else []
+        raise StoreError(
+            f"{store.folder}: {len(changed):,} photos are not those that its embeddings were made from:\n  "
+            + "\n  ".join(changed[:SHOWN] + more)
+            + "\nName another --store for other photos, or bring the old ones back."
+        )
+
+
+def readable(images: pa.Table) -> NDArray[np.bool_]:
+    """[N] which photos can be read; `images` as `data.layout` has them, few enough to decode here."""
+    return np.fromiter(map(_is_readable, tqdm(images.to_pylist(), desc="skipped photos", delay=2)), bool, len(images))
+
+
+def _is_readable(record: dict[str, str | int]) -> bool:
+    try:
+        read_image(str(record["path"]), int(record["offset"]), int(record["size"]))
+    except BadImage:
+        return False
+    return True
