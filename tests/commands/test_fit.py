@@ -188,7 +188,7 @@ def test_a_folder_with_a_run_is_not_overwritten_unasked(
         (["--student.options.widht", "3"], "has no option widht; its options are"),
         (["--student.name", "vit", "--student.options", "{}"], "expected a student for the text tower"),
         (["--student.options", "{vocab_size: 100}"], "--student.options.vocab_size 49408"),
-        (["--loader.val_batch_size", "4", "--trainer.limit_val_batches", "1"], "whole validation set"),
+        (["--loader.val_batch_size", "4", "--trainer.limit_val_batches", "0.5"], "whole validation set"),
         (["--store", "nowhere"], "expected a finished store"),
     ],
 )
