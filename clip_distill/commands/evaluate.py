@@ -160,8 +160,7 @@ def _require_unreadable(lacking: pa.Table, folder: str, skipped: Counter[str]) -
             continue
         raise StoreError(
             f"{folder}: expected every photo of the split, found {len(lacking)} missing, for instance {row['id']}. "
-            "Run `clip-distill embed` with this data. If the photo could not be read then, it stays left out: delete "
-            f"{folder} first, or name another --store."
+            "Run `clip-distill embed` with this data."
         )
 
 

@@ -59,7 +59,7 @@ def encode_images(
     ids: list[str] = []
     with tqdm(total=len(images), desc="images", unit=" images", delay=2, smoothing=0) as bar:
         for items in loader:
-            good = [(id, views[0]) for id, views in items if isinstance(views, Tensor)]
+            good = [(source.id, views[0]) for source, views in items if isinstance(views, Tensor)]
             if skipped is not None:
                 skipped.update(reason for _, reason in items if isinstance(reason, str))
             if good:
