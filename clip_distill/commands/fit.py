@@ -46,19 +46,24 @@ TRAINER_DEFAULTS = {
 
 def parser() -> ArgumentParser:
     """The recipe's keys and the Trainer's arguments, from a YAML and from flags."""
-    from lightning.pytorch import Trainer
-
     from clip_distill.recipe import Recipe
 
     result = new_parser("fit", "Train a small image or text encoder by a recipe.", EXAMPLES)
     result.add_argument("--recipe", action="config", help="YAML with any of the keys below; flags override it")
     result.add_class_arguments(Recipe, as_group=False)
+    add_trainer(result)
+    return result
+
+
+def add_trainer(parser: ArgumentParser) -> None:
+    """Give a parser the arguments of Lightning's Trainer, with `fit`'s defaults."""
+    from lightning.pytorch import Trainer
+
     # rows are shared out by our own sampler, and where checkpoints and logs go is `out`'s business
-    result.add_class_arguments(
+    parser.add_class_arguments(
         Trainer, "trainer", instantiate=False, skip={"use_distributed_sampler", "default_root_dir"}
     )
-    result.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
-    return result
+    parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
 
 
 def main(argv: list[str]) -> None:

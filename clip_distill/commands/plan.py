@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clip_distill.commands.fit import TRAINER_DEFAULTS
+from clip_distill.commands.fit import add_trainer
 from clip_distill.commands.parsing import new_parser
 
 if TYPE_CHECKING:
@@ -68,18 +68,13 @@ class Options:
 
 def parser() -> ArgumentParser:
     """The options of embed that cost something, and a recipe's keys."""
-    from lightning.pytorch import Trainer
-
     from clip_distill.recipe import Recipe
 
     result = new_parser("plan", DESCRIPTION, EXAMPLES)
     result.add_argument("--recipe", action="config", help="YAML as for fit; flags override it")
     result.add_class_arguments(Options, as_group=False)
     result.add_class_arguments(Recipe, as_group=False, skip=set(OWN))
-    result.add_class_arguments(
-        Trainer, "trainer", instantiate=False, skip={"use_distributed_sampler", "default_root_dir"}
-    )
-    result.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+    add_trainer(result)
     return result
 
 
