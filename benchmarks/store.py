@@ -109,13 +109,26 @@ def measure_read(folder: Path, workers: int) -> dict[str, float]:
 
 
 def measure_ids(folder: Path) -> dict[str, float]:
-    """Memory of `ids`; rows a second of `find`, all ids in another order at once."""
-    store = Store(folder)
-    size = store.ids.nbytes / 1e6
-    asked = store.ids.take(pa.array(np.random.default_rng(0).permutation(len(store))))
+    """Seconds and memory of `ids`."""
     start = time.perf_counter()
-    store.find(asked)
-    return {"ids MB": size, "find ids/s": len(store) / (time.perf_counter() - start)}
+    size = Store(folder).ids.nbytes / 1e6
+    return {"seconds": time.perf_counter() - start, "ids MB": size}
+
+
+def measure_find(folder: Path, share: float) -> dict[str, float]:
+    """Rows a second of `find`, a share of the ids in another order, and its memory beside the ids that it is given."""
+    store = Store(folder)
+    rows = np.random.default_rng(0).permutation(len(store))[: round(len(store) * share)]
+    asked = Store(folder).ids.take(pa.array(rows))
+    pa.default_memory_pool().release_unused()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again from what there is
+    before = memory()["RSS MB"]
+    start = time.perf_counter()
+    found = store.find(asked)
+    seconds = time.perf_counter() - start
+    assert (found == rows).all()
+    result = {"asked for": len(rows), "their MB": asked.nbytes / 1e6, "seconds": seconds, "ids/s": len(rows) / seconds}
+    return result | {"find's own peak MB": memory()["peak RSS MB"] - before}
 
 
 def measure_verify(folder: Path) -> dict[str, float]:
@@ -178,7 +191,9 @@ def main() -> None:
         show(name, in_fresh_process("open", folder))
     for workers in (0, 1, 2):
         show(f"read, {workers} workers", in_fresh_process("read", large, workers))
-    show("ids and find", in_fresh_process("ids", large))
+    show("ids", in_fresh_process("ids", large))
+    for share in (1, 0.001):
+        show(f"find, {share:.1%} of the ids", in_fresh_process("find", large, share))
     show("verify", in_fresh_process("verify", large))
     if not options.keep:
         shutil.rmtree(options.folder)

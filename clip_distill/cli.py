@@ -16,6 +16,7 @@ VERBS = {
     "embed": "run the teacher once over photos and captions, into a store of embeddings",
     "fit": "train a small image or text encoder from a store",
     "evaluate": "measure retrieval of teacher and students, in all pairings",
+    "benchmark": "measure speed, memory and size of teacher and students, in torch and ONNX Runtime",
     "export": "write a student as an open_clip folder for other programs",
     "store": "look at a store, check it, exchange it with other programs",
     "plan": "state hours, disk and memory of embed and fit, from a few measured batches",

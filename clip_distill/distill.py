@@ -6,19 +6,26 @@ Shapes: B batch, D embedding, N validation rows.
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
+from clip_distill.data.mixup import mix
 from clip_distill.data.module import Batch
 from clip_distill.data.views import normalise
 from clip_distill.losses import WeightedSum
-from clip_distill.recipe import Optimizer
+from clip_distill.optim import lr_factor, make_optimizer
+from clip_distill.recipe import Optimizer, Recipe
+from clip_distill.students.layers import freeze, recompute, rest, statistics_kept
 from clip_distill.towers import TowerSpec
 from clip_distill.validation import Validation
 
@@ -26,7 +33,7 @@ Teach = Callable[[Tensor], Tensor]
 
 
 class Distiller(L.LightningModule):
-    """Trains `student`; its checkpoints hold the student alone (and the queue of `queue_kl`).
+    """Trains `student`; its checkpoints hold the student alone (its average beside it, and the queue of `queue_kl`).
 
     Args:
         spec: What the student is.
@@ -51,13 +58,48 @@ class Distiller(L.LightningModule):
         self.spec, self.objective, self.optimizer_options = spec, objective, optimizer
         self.student = student.to(memory_format=torch.channels_last)
         self.validation, self.teach = validation, teach
+        self.average: ModelEmaV3 | None = None
+        self._mixup, self._seed = 0.0, 0
+        self._recomputes = False
+        self._backward = ExitStack()
         self._seen: list[tuple[Tensor, Tensor]] = []
 
+    def prepare(self, recipe: Recipe) -> None:
+        """Freeze, recompute, average, mix and compile as the recipe says; once the student has its first weights.
+
+        Raises:
+            ValueError: A switch does not fit the student, or there is no compiler.
+        """
+        freeze(self.student, recipe.student.freeze)
+        self._mixup, self._seed = recipe.mixup, recipe.seed
+        self._recomputes = recipe.checkpointing
+        if recipe.checkpointing:
+            recompute(self.student)
+        if recipe.ema:
+            # not Lightning's callback: it averages queues too, and the best checkpoint would lack the average
+            self.average = ModelEmaV3(self.student, decay=recipe.ema, use_warmup=True).requires_grad_(False)
+        if recipe.compile:
+            require_compiler()
+            self.student.compile(dynamic=True if self.spec.tower == "text" else None)
+
+    @property
+    def trained(self) -> nn.Module:
+        """What validation measures and a run leaves: the student, or its average."""
+        return self.student if self.average is None else self.average.module
+
+    def train(self, mode: bool = True) -> Distiller:
+        super().train(mode)
+        rest(self.student)
+        if self.average is not None:
+            self.average.eval()
+        return self
+
     def forward(self, inputs: Tensor) -> Tensor:
-        """uint8 pixels [B, 3, S, S] or tokens [B, L] → [B, D]."""
+        """Pixels [B, 3, S, S] of 0 to 255, or tokens [B, L] → [B, D], in validation by the average if there is one."""
+        tower = self.student if self.training else self.trained
         if self.spec.tower == "image":
-            inputs = normalise(inputs, self.spec.preprocess)
-        embeddings: Tensor = self.student(inputs)
+            inputs = normalise(inputs, self.spec.preprocess).to(next(tower.parameters()).dtype)
+        embeddings: Tensor = tower(inputs)
         return embeddings
 
     def target(self, batch: Batch) -> Tensor:
@@ -69,6 +111,8 @@ class Distiller(L.LightningModule):
         return self.teach(batch.teacher_inputs)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
+        if self._mixup:
+            batch = mix(batch, self._mixup, [self._seed, self.current_epoch, index, self.global_rank])
         loss, parts = self.objective(self(batch.inputs).float(), self.target(batch))
         if not torch.isfinite(loss):
             values = ", ".join(f"{name} {part.item():.4g}" for name, part in parts.items())
@@ -79,6 +123,18 @@ class Distiller(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": part for name, part in parts.items()})
         return loss
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        if self._recomputes:
+            self._backward.enter_context(statistics_kept(self.student))
+
+    def on_after_backward(self) -> None:
+        self._backward.close()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update(self.student, self.global_step + 1)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self._seen.append((batch.rows, self(batch.inputs).float()))
@@ -132,15 +188,29 @@ class Distiller(L.LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def on_fit_start(self) -> None:
+        if self.average is not None and self.trainer.precision in ("bf16-true", "16-true"):
+            raise ValueError(
+                f"ema: expected weights in float32, which can be averaged; found --trainer.precision "
+                f"{self.trainer.precision}. Use bf16-mixed or 16-mixed"
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["spec"] = asdict(self.spec)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        averaged = any(name.startswith("average.") for name in checkpoint["state_dict"])
+        if averaged != (self.average is not None):
+            found, wanted = ("one", "without") if averaged else ("none", "with")
+            raise ValueError(
+                f"expected a checkpoint {wanted} an average of the weights (--ema), found {found}. Resume with the "
+                "--ema that the run began with, or start it anew with --overwrite"
+            )
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         options = self.optimizer_options
-        groups = parameter_groups(self.student, options.weight_decay)
         # fused is fastest, but leaves no moment between unscaling fp16 gradients and the step, at which to clip them
-        fused = self.trainer.precision != "16-mixed"
-        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, fused=fused)
+        optimizer = make_optimizer(self.student, options, fused=self.trainer.precision != "16-mixed")
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise ValueError(
@@ -152,41 +222,12 @@ class Distiller(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices and token embeddings with decay; norms, biases, position tables and class tokens without.
+def require_compiler() -> None:
+    """torch.compile makes C++ on a CPU, and says so only at the first step.
 
-    Position tables and class tokens are what a tower, or a timm model within it, names in its `no_weight_decay()`.
+    Raises:
+        ValueError: No C++ compiler is found.
     """
-    spared = {
-        f"{prefix}.{name}".removeprefix(".")
-        for prefix, part in module.named_modules()
-        if hasattr(part, "no_weight_decay")
-        for name in part.no_weight_decay()
-    }
-    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in trained if p.ndim >= 2 and name not in spared]
-    plain = [p for name, p in trained if p.ndim < 2 or name in spared]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-def lr_factor(options: Optimizer, total: int, epoch_steps: int) -> Callable[[int], float]:
-    """Step → share of the peak learning rate: linear warm-up, then the schedule.
-
-    Args:
-        options: Warm-up and schedule.
-        total: Steps of the whole run.
-        epoch_steps: Steps of an epoch.
-    """
-    warmup = round(options.warmup * total) if options.warmup < 1 else round(options.warmup)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        if options.schedule == "constant":
-            return 1.0
-        if options.schedule == "step":
-            return float(options.step_gamma ** (step // epoch_steps // options.step_epochs))
-        progress = min(1.0, (step - warmup) / max(1, total - warmup))
-        return options.min_lr + (1 - options.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-
-    return factor
+    candidates = [os.environ.get("CXX"), "g++", "clang++", "cl"]
+    if not torch.cuda.is_available() and not any(shutil.which(each) for each in candidates if each):
+        raise ValueError("compile: expected a C++ compiler (g++ or clang++, or one named by CXX), found none")

@@ -19,8 +19,12 @@ class Student:
         select: What of the teacher a narrower transformer starts with: its leading heads and channels, the important
             ones by the L2 norms of their weights, or its principal directions.
         vocabulary: full, or corpus: only those of CLIP's tokens that the training captions use; other words are spelt.
+        tokenizer: A text student's own, by default the teacher's: train, on the training captions (of
+            student.options.vocab_size tokens, by default 4000), or the path of a Hugging Face tokenizer.json.
         min_count: For vocabulary corpus, keep the tokens that occur this often.
         common: For vocabulary corpus, keep this many of CLIP's most common tokens whatever the captions use.
+        freeze: What does not train: N for the stem or embeddings and the first N blocks (of a convolutional net:
+            stages), or names of modules, e.g. --student.freeze '[token_embedding]'.
     """
 
     name: str | None = None
@@ -28,8 +32,10 @@ class Student:
     init: Literal["random", "teacher"] = "random"
     select: Literal["leading", "important", "principal"] = "leading"
     vocabulary: Literal["full", "corpus"] = "full"
+    tokenizer: str | None = None
     min_count: int = 1
     common: int = 0
+    freeze: int | list[str] = 0
 
 
 @dataclass
@@ -67,6 +73,7 @@ class Optimizer:
         min_lr: Where the cosine ends, as a share of lr.
         step_epochs: Epochs between two steps of the step schedule.
         step_gamma: Factor of each step.
+        layer_decay: Each layer's learning rate as a share of that of the layer above it; 1 for one rate.
     """
 
     lr: float = 1e-3
@@ -77,6 +84,7 @@ class Optimizer:
     min_lr: float = 0.0
     step_epochs: int = 10
     step_gamma: float = 0.5
+    layer_decay: float = 1.0
 
 
 @dataclass
@@ -86,12 +94,16 @@ class Loader:
     Args:
         batch_size: Samples per step and process.
         val_batch_size: Samples per forward pass of the validation.
-        workers: Processes that prepare batches; by default 0 for text, and all cores but one (8 at most) for images.
+        workers: Processes that prepare batches; by default 0 for text and packed photos, and for other photos as many
+            as keep up with the student, measured at the start.
+        packed: Folder for a packed copy of the photos as the student sees them, made once, on a fast disk: an epoch
+            then decodes nothing.
     """
 
     batch_size: int = 256
     val_batch_size: int = 256
     workers: int | None = None
+    packed: str | None = None
 
 
 @dataclass
@@ -110,7 +122,18 @@ class Recipe:
         target: stored (the teacher's embeddings come from the store) or online (the teacher runs at every step).
         teacher: The teacher to run, for target online, or to take student.init from; the store's by default.
         augment: Augmentation, for target online: a fresh view of each image every epoch, one for teacher and student.
+        ema: Keep a moving average of the weights too, with this decay at most (0.999); it is what is validated and
+            saved. 0 keeps none.
+        mixup: Mix each image with another of its batch, and their targets, by a share from Beta(mixup, mixup); 0 does
+            not.
+        compile: Compile the student by torch.compile: a minute's start for faster steps, on GPUs above all.
+        checkpointing: Compute blocks again in the backward pass instead of keeping what they computed: slower, in less
+            memory.
         sources: Other places for parts of the data.
+        translations: Files of parallel captions (TSV, CSV, parquet) to train a text student on, in place of the data's:
+            a caption that the store has, and the same in another language, which learns the first one's embedding.
+        translations_columns: The caption's and its translation's column, by name or by number from 1.
+        translations_originals: Train on the captions that the store has, too.
         seed: Of weights, batch order and online views.
         resume: Go on from the last checkpoint in `out`.
         overwrite: Replace what is in `out`.
@@ -128,8 +151,40 @@ class Recipe:
     target: Literal["stored", "online"] = "stored"
     teacher: str | None = None
     augment: str = "none"
+    ema: float = 0.0
+    mixup: float = 0.0
+    compile: bool = False
+    checkpointing: bool = False
     sources: Sources = field(default_factory=Sources)
+    translations: list[str] | str | None = None
+    translations_columns: tuple[str | int, str | int] = (1, 2)
+    translations_originals: bool = False
     seed: int = 0
     resume: bool = False
     overwrite: bool = False
     wandb: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where values don't fit."""
+        if self.mixup and self.tower == "text":
+            raise ValueError("mixup: expected --tower image, found text: tokens can't be mixed. Leave --mixup out")
+        if self.tower == "image" and (self.translations is not None or self.student.tokenizer is not None):
+            raise ValueError("translations and student.tokenizer: expected --tower text, found image, which reads none")
+        if self.translations is not None and self.target == "online":
+            raise ValueError(
+                "translations: expected --target stored, found online, which would show the teacher the translations"
+            )
+        if self.student.tokenizer is not None and self.student.vocabulary == "corpus":
+            raise ValueError(
+                "student.vocabulary corpus keeps a part of the teacher's tokenizer: expected no --student.tokenizer "
+                f"beside it, found {self.student.tokenizer!r}"
+            )
+        decay = self.optimizer.layer_decay
+        ranges = {
+            "mixup": (self.mixup >= 0, "0 or more", self.mixup),
+            "ema": (0 <= self.ema < 1, "0, or a decay below 1", self.ema),
+            "optimizer.layer_decay": (0 < decay <= 1, "above 0 and up to 1", decay),
+        }
+        for name, (fits, expected, found) in ranges.items():
+            if not fits:
+                raise ValueError(f"{name}: expected {expected}, found {found}")

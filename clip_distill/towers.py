@@ -18,10 +18,12 @@ import safetensors.torch
 import torch
 from open_clip.model import _build_text_tower, _build_vision_tower
 from open_clip.transformer import TextTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from clip_distill.files import read_json, write_json
+from clip_distill.image_tower import exact_attention
 from clip_distill.registry import resolve
+from clip_distill.text_tower import CutTextTransformer
 
 Tower = Literal["image", "text"]
 TOWERS: tuple[Tower, Tower] = ("image", "text")
@@ -59,7 +61,7 @@ class TowerSpec:
             module: nn.Module = resolve(f"{self.tower} tower", {}, self.builder)(self.embed_dim, **self.cfg)
             return module
         if self.tower == "image":
-            return _build_vision_tower(self.embed_dim, dict(self.cfg), self.quick_gelu)
+            return exact_attention(_build_vision_tower(self.embed_dim, dict(self.cfg), self.quick_gelu))
         return cut_padding(_build_text_tower(self.embed_dim, dict(self.cfg), self.quick_gelu))
 
     @property
@@ -73,23 +75,10 @@ class TowerSpec:
         return bool(pool == "eos" or (pool == "argmax" and self.tokenizer.get("pad_id", 0) == 0))
 
 
-class CutTextTransformer(TextTransformer):
-    """open_clip's text tower that also takes batches shorter than its context, with the same embeddings.
-
-    open_clip 3.3 cuts the positions to the batch but not the causal mask, so a short batch fails there.
-    """
-
-    def _embeds(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
-        x, mask = super()._embeds(text)
-        if mask is not None and mask.ndim == 2:
-            mask = mask[: x.shape[1], : x.shape[1]]
-        return x, mask
-
-
 def cut_padding(tower: nn.Module) -> nn.Module:
     """Let a causal open_clip text tower take batches cut to their longest caption; others are returned as they are."""
     if type(tower) is TextTransformer and tower.attn_mask is not None:
-        tower.__class__ = CutTextTransformer  # same parameters and state dict; only the mask's slice is added
+        tower.__class__ = CutTextTransformer  # same parameters, state dict and embeddings
     return tower
 
 

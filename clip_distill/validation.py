@@ -28,7 +28,8 @@ class Validation:
 
     Args:
         tower: Which tower the student replaces.
-        own: [N, D] the teacher's embedding of each row that the student embeds.
+        own: [N, D] the teacher's embedding of each row that the student embeds; [N, 0] where it has none, of captions
+            in a language that it does not know.
         other: [M, D] the teacher's other tower.
         caption_row: [C] row of each pair's caption among the captions.
         image_row: [C] row of each pair's photo among the photos.
@@ -41,7 +42,7 @@ class Validation:
     image_row: Tensor
 
     def metrics(self, student: Tensor) -> dict[str, float]:
-        """Retrieval with the teacher's other tower, over all captions, and the mean cosine to the teacher's own.
+        """Retrieval with the teacher's other tower, over all captions, and the mean cosine to the teacher's own if any.
 
         Args:
             student: [N, D], in the order of `own`; not normalised.
@@ -49,15 +50,27 @@ class Validation:
         student = student.float()
         images, captions = (student, self.other) if self.tower == "image" else (self.other, student)
         result = dict(retrieval_metrics(images, captions[self.caption_row], self.image_row))
-        result["cosine"] = float(F.cosine_similarity(student, self.own, dim=-1).mean())
+        if self.own.shape[1]:
+            result["cosine"] = float(F.cosine_similarity(student, self.own, dim=-1).mean())
         return result
 
 
-def load_validation(tower: Tower, images: Store, texts: Store, split: Split) -> tuple[Validation, pa.Table]:
+def load_validation(
+    tower: Tower, images: Store, texts: Store, split: Split, foreign: bool = False
+) -> tuple[Validation, pa.Table]:
     """Join a split's photos and captions with what the store has of them.
 
+    Args:
+        tower: Which tower the student replaces.
+        images: The teacher's embeddings of the photos.
+        texts: The teacher's embeddings of the captions.
+        split: The photos and captions.
+        foreign: A text student's captions may be in a language that the teacher does not know. Where the store lacks
+            any of them, all count, and nothing is compared with the teacher's text tower.
+
     Returns:
-        The validation, and the table of its own rows: photos (id, path, offset, size) or unique captions (id).
+        The validation, and the table of its own rows: photos (id, path, offset, size, and the digest of the one that
+        the teacher saw, null where the store does not know) or unique captions (id).
 
     Raises:
         StoreError: The two tables are of different teachers, or no caption has both its photo and itself in the store.
@@ -69,9 +82,11 @@ def load_validation(tower: Tower, images: Store, texts: Store, split: Split) -> 
         "Run `clip-distill embed` for both towers with one teacher, into one --store.",
     )
     photos, captions = split.require_images(), split.require_captions()
-    found = images.find(photos.column("id")) >= 0
-    say_missing(images, int((~found).sum()))
-    photos = photos.filter(pa.array(found))
+    rows = images.find(photos.column("id"))
+    say_missing(images, int((rows < 0).sum()))
+    photos, rows = photos.filter(pa.array(rows >= 0)), rows[rows >= 0]
+    if tower == "text" and foreign and (texts.find(captions.column("text")) < 0).any():
+        return _without_teacher(captions, photos, _rows(images, rows))
     text_row = texts.find(captions.column("text"))
     say_missing(texts, len(captions.filter(pa.array(text_row < 0)).column("text").unique()))
     photo_row = np.asarray(_index(captions.column("image_id"), photos.column("id")))
@@ -81,15 +96,34 @@ def load_validation(tower: Tower, images: Store, texts: Store, split: Split) -> 
             f"{texts.folder}: expected captions of the validation photos, found none of the {len(captions)} in the "
             f"store with their photo ({len(photos)} photos). Run `clip-distill embed --split val` on this data."
         )
-    image_embeddings = _rows(images, images.find(photos.column("id")))
+    image_embeddings = _rows(images, rows)
     used, caption_row = np.unique(text_row[both], return_inverse=True)
     own, other = image_embeddings, _rows(texts, used)
-    table = photos
+    table = photos.append_column("digest", images.photos(rows).column("digest"))
     if tower == "text":
         own, other = other, own
         table = pa.table({"id": texts.ids.take(pa.array(used))})
     pairs = torch.from_numpy(caption_row), torch.from_numpy(photo_row[both])
     return Validation(tower, own, other, *pairs), table
+
+
+def _without_teacher(captions: pa.Table, photos: pa.Table, embeddings: Tensor) -> tuple[Validation, pa.Table]:
+    """All captions of the given photos, whose embeddings are [M, D]."""
+    image_row = np.asarray(_index(captions.column("image_id"), photos.column("id")))
+    texts = captions.column("text").filter(pa.array(image_row >= 0))
+    if not len(texts):
+        raise StoreError(
+            f"expected captions of the validation photos, found none of {len(captions)} that belongs to one of the "
+            f"{len(photos)} photos in the store. Give --sources.val_captions a file that names these photos"
+        )
+    unique = texts.unique()
+    say(
+        f"validation: {len(unique):,} captions, not all of which the store has: recall is measured with the stored "
+        "photos, and no cosine to the teacher's own embeddings"
+    )
+    caption_row = np.asarray(pc.index_in(texts, value_set=unique).combine_chunks()).astype(np.int64)
+    pairs = torch.from_numpy(caption_row), torch.from_numpy(image_row[image_row >= 0])
+    return Validation("text", torch.empty(len(unique), 0), embeddings, *pairs), pa.table({"id": unique})
 
 
 def say_missing(store: Store, missing: int) -> None:

@@ -1,95 +1,65 @@
-"""What the optimiser is given: who decays, and the learning rate at each step."""
+"""The LightningModule by itself: which tower runs when, and in which mode its parts are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import cos, pi
 from typing import Any
 
 import pytest
+import torch
 
-from clip_distill.distill import lr_factor, parameter_groups
-from clip_distill.recipe import Optimizer
+from clip_distill.assemble import make_objective
+from clip_distill.distill import Distiller, require_compiler
+from clip_distill.recipe import Loss, Optimizer, Recipe, Student
 from clip_distill.students import make_student
-from clip_distill.towers import Tower
+from clip_distill.validation import Validation
 
 
-def schedule(total: int = 100, epoch_steps: int = 10, **options: Any) -> Callable[[int], float]:
-    return lr_factor(Optimizer(**options), total, epoch_steps)
+@pytest.fixture
+def distiller(make_record: Callable[..., dict[str, Any]]) -> Distiller:
+    """Of an image student with batch norms, that averages its weights and does not train its stem and first stage."""
+    torch.manual_seed(0)
+    options = {"model": "test_efficientnet", "input_resolution": 32, "hidden": 8}
+    spec, student = make_student("image", "timm_cut", make_record(16), options)
+    none = torch.empty(0, 16)
+    rows = torch.empty(0, dtype=torch.int64)
+    module = Distiller(spec, student, make_objective(Loss()), Optimizer(), Validation("image", none, none, rows, rows))
+    module.prepare(Recipe("image", None, "store", "out", student=Student(freeze=1), ema=0.9))
+    return module
 
 
-@pytest.mark.parametrize(
-    ("tower", "name", "options", "spared"),
-    [
-        (
-            "image",
-            "vit",
-            {"input_resolution": 32, "patch_size": 16, "width": 16, "layers": 1, "heads": 2},
-            {"positional_embedding", "class_embedding"},
-        ),
-        (
-            "text",
-            "transformer",
-            {"transformer_width": 16, "transformer_layers": 1, "transformer_heads": 2},
-            {"positional_embedding"},
-        ),
-        ("image", "timm", {"model": "test_vit"}, {"trunk.pos_embed", "trunk.cls_token"}),
-        ("image", "timm", {"model": "test_efficientnet"}, set()),
-    ],
-)
-def test_matrices_and_tokens_decay_and_nothing_else(
-    tower: Tower,
-    name: str,
-    options: dict[str, Any],
-    spared: set[str],
-    make_record: Callable[..., dict[str, Any]],
-) -> None:
-    _, student = make_student(tower, name, make_record(32), options)
-    name_of = {id(parameter): each for each, parameter in student.named_parameters()}
-    decayed, plain = ({name_of[id(p)] for p in group["params"]} for group in parameter_groups(student, 0.3))
-    assert decayed.isdisjoint(plain)
-    assert decayed | plain == set(name_of.values())
-    assert spared <= plain
-    assert {each for each in plain if student.get_parameter(each).ndim > 1} <= spared
-    assert not [each for each in decayed if each.endswith("bias") or ".ln_" in each or ".norm" in each or "bn" in each]
-    if tower == "text":
-        assert "token_embedding.weight" in decayed
-    assert [group["weight_decay"] for group in parameter_groups(student, 0.3)] == [0.3, 0.0]
+def test_what_is_frozen_and_the_average_stay_in_eval_mode(distiller: Distiller) -> None:
+    for module in (distiller.train(), distiller.eval().train()):
+        trunk = module.student.get_submodule("trunk")
+        assert not any(each.training for part in (trunk.bn1, trunk.blocks[0]) for each in part.modules())
+        assert all(each.training for each in trunk.blocks[1].modules())
+        assert module.average is not None and not any(each.training for each in module.average.modules())
+    assert not any(each.training for each in distiller.eval().modules())
 
 
-def test_frozen_parameters_are_left_out(make_record: Callable[..., dict[str, Any]]) -> None:
-    options = {"transformer_width": 16, "transformer_layers": 1, "transformer_heads": 2}
-    _, student = make_student("text", None, make_record(32), options)
-    student.token_embedding.requires_grad_(False)
-    given = [p for group in parameter_groups(student, 0.1) for p in group["params"]]
-    assert all(p.requires_grad for p in given)
-    assert len(given) == len(list(student.parameters())) - 1
+def test_training_runs_the_student_and_validation_its_average(distiller: Distiller) -> None:
+    pixels = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    assert distiller.average is not None and distiller.trained is distiller.average.module
+    with torch.no_grad():
+        for parameter in distiller.average.parameters():
+            parameter.zero_()
+        assert distiller.train()(pixels).abs().sum() > 0
+        assert distiller.eval()(pixels).abs().sum() == 0
+    assert not any(parameter.requires_grad for parameter in distiller.average.parameters())
+    assert distiller.train()(pixels).requires_grad
 
 
-@pytest.mark.parametrize(("warmup", "steps"), [(0.1, 10), (10, 10), (10.0, 10), (0, 0), (1, 1)])
-def test_the_warm_up_is_linear_and_a_share_below_one(warmup: float, steps: int) -> None:
-    factor = schedule(warmup=warmup, schedule="constant")
-    assert [factor(step) for step in range(steps)] == pytest.approx([(step + 1) / steps for step in range(steps)])
-    assert factor(steps) == factor(99) == 1
+def test_a_student_in_half_precision_takes_pixels(distiller: Distiller) -> None:
+    pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    exact = distiller.eval()(pixels)
+    half = distiller.to(torch.bfloat16)(pixels)
+    assert half.dtype == torch.bfloat16
+    assert torch.cosine_similarity(half.float(), exact).min() > 0.99
 
 
-@pytest.mark.parametrize(
-    ("step", "expected"),
-    [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (55, 0.5), (32.5, 0.5 + 0.5 * cos(pi / 4)), (100, 0.0), (150, 0.0)],
-)
-def test_cosine_falls_from_the_peak_after_the_warm_up_to_zero(step: int, expected: float) -> None:
-    assert schedule(warmup=10)(step) == pytest.approx(expected, abs=1e-12)
-
-
-def test_cosine_ends_at_the_least_rate_that_is_asked_for() -> None:
-    factor = schedule(warmup=0, min_lr=0.2)
-    assert [factor(step) for step in (0, 50, 100)] == pytest.approx([1.0, 0.6, 0.2])
-
-
-def test_steps_come_at_the_ends_of_epochs() -> None:
-    factor = schedule(epoch_steps=5, warmup=0, schedule="step", step_epochs=2, step_gamma=0.1)
-    assert [factor(step) for step in (0, 9, 10, 19, 20, 29)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-
-
-def test_a_warm_up_longer_than_the_run_never_leaves_the_line() -> None:
-    assert [schedule(total=4, warmup=8)(step) for step in range(4)] == pytest.approx([1 / 8, 2 / 8, 3 / 8, 4 / 8])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA brings a compiler of its own")
+def test_compiling_without_a_compiler_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match=r"expected a C\+\+ compiler"):
+        require_compiler()

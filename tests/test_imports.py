@@ -12,13 +12,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "clip_distill"
 # Bottom to top; the longest prefix of a module's name says where it is. Within a layer anything goes but circles.
 LAYERS = (
-    ("registry", "files", "hub"),
-    ("towers",),
+    ("registry", "files", "hub", "allocator"),
+    ("towers", "text_tower", "image_tower"),
     ("data", "recipe", "losses", "students", "teachers", "store"),
     ("evaluate", "export"),
-    ("validation", "distill", "online"),
+    ("validation", "optim", "distill", "online"),
     ("assemble",),
-    ("quickstart", "plan"),
+    ("quickstart", "plan", "benchmark"),
     ("commands",),
     ("cli",),
     ("original",),

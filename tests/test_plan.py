@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import mmap
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from clip_distill.data.layout import Split
+from clip_distill.data.tokens import Ragged
 from clip_distill.plan import estimate
 from clip_distill.plan.estimate import Rate
 from clip_distill.plan.memory import PeakMemory, available_bytes, in_own_process, largest_that_fits
 from clip_distill.plan.report import duration, size, steps_per_epoch
-from clip_distill.plan.stand_in import random_validation
+from clip_distill.plan.stand_in import RandomStore, random_validation
 from clip_distill.plan.timing import timed, timed_steps
 from clip_distill.store.table import Manifest
 
@@ -73,8 +76,9 @@ def test_a_shards_buffers_are_two_float32_copies_of_it_and_two_of_one_view_as_st
     assert estimate.shard_buffer_bytes(manifest(views=5), rows=8192) == 8192 * 512 * (5 * 8 + 2 * 2)
 
 
-def test_a_run_leaves_five_copies_of_its_weights() -> None:
-    assert estimate.run_bytes(1_000_000) == 20_000_000
+def test_a_run_leaves_five_copies_of_its_weights_and_two_of_their_average() -> None:
+    assert estimate.run_bytes(1_000_000, 1_000_000, average=False) == 20_000_000
+    assert estimate.run_bytes(1_000_000, 250_000, average=True) == 22_000_000
 
 
 def test_a_runs_time_is_its_steps_and_its_validations() -> None:
@@ -147,9 +151,22 @@ def test_a_process_that_is_killed_is_told_in_words_and_an_error_in_it_is_raised(
     assert os.getenv("TQDM_DISABLE") is None
 
 
-def test_the_random_validation_has_the_pairs_of_the_real_one() -> None:
-    import pyarrow as pa
+def test_a_measuring_process_starts_its_workers_as_a_verb_does() -> None:
+    assert in_own_process(multiprocessing.get_start_method) == multiprocessing.get_start_method()
 
+
+def test_the_random_store_finds_the_real_ids_and_gives_any_row() -> None:
+    ids = [f"image/{number}.jpg" for number in range(20_000)]
+    tokens = Ragged(np.arange(40_000, dtype=np.uint16), np.arange(20_001) * 2)
+    store = RandomStore(4, pa.array(ids, pa.large_string()), tokens)
+    assert store.find([ids[19_999], "nowhere", ids[3]]).tolist() == [19_999, -1, 3]
+    assert store.embeddings(np.array([5, 7])).shape == (2, 4)
+    assert store.photos(np.array([19_999, 0])).column("digest").to_pylist() == [None, None]
+    assert store.tokens.take(np.array([1])).flat.tolist() == [2, 3]
+    assert len(store.ids) == 20_000
+
+
+def test_the_random_validation_has_the_pairs_of_the_real_one() -> None:
     images = pa.table({"id": ["a", "b", "c"]})
     captions = pa.table({"text": ["one", "two", "one", "lost"], "image_id": ["a", "c", "b", None]})
     validation = random_validation("text", Split(images, captions, "", ""), dim=4)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from clip_distill.students import make_student
-from clip_distill.towers import CutTextTransformer, Tower, TowerSpec, count_parameters, load_tower, save_tower
+from clip_distill.text_tower import CutTextTransformer
+from clip_distill.towers import Tower, TowerSpec, count_parameters, load_tower, save_tower
 
 Record = Callable[..., dict[str, Any]]
 TINY_TEXT = {"transformer_width": 16, "transformer_layers": 2, "transformer_heads": 2}

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from clip_distill import cli
 from clip_distill.data.layout import Split, scan
 from clip_distill.evaluate.recall import mean_cosine, retrieval_metrics
 from clip_distill.evaluate.retrieval import Benchmark, encode_images, encode_texts
@@ -121,6 +122,33 @@ def test_a_caption_of_two_photos_is_embedded_once_and_counts_twice(world: World)
     assert (validation.caption_row.tolist(), validation.image_row.tolist()) == ([0, 0], [0, 1])
 
 
+def test_captions_in_another_language_all_count_without_a_cosine(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, captions = world.split.require_images(), world.split.require_captions()
+    owners = captions["image_id"].to_pylist()
+    chinese = [(f"第{row % 20}张", owner) for row, owner in enumerate(owners)]  # four are of two photos
+    split = split_of(images, [("没有照片", None), *chinese])
+    validation, table = load_validation("text", world.images, world.texts, split, foreign=True)
+    assert "validation: 20 captions, not all of which the store has" in capsys.readouterr().out
+    texts = table.column("id").to_pylist()
+    assert texts == list(dict.fromkeys(text for text, _ in chinese))
+    assert [texts[row] for row in validation.caption_row.tolist()] == [text for text, _ in chinese]
+    ids = images["id"].to_pylist()
+    assert [ids[row] for row in validation.image_row.tolist()] == owners
+    assert len(validation.own) == 20
+    student = torch.randn(20, validation.other.shape[1])
+    expected = retrieval_metrics(validation.other, student[validation.caption_row], validation.image_row)
+    assert validation.metrics(student) == pytest.approx(expected)
+    with pytest.raises(StoreError, match="found none of 1 that belongs to one of the 8 photos"):
+        load_validation("text", world.images, world.texts, split_of(images, [("没有照片", None)]), foreign=True)
+
+
+def test_captions_that_the_store_has_are_compared_with_the_teacher_in_any_language(world: World) -> None:
+    validation, _ = load_validation("text", world.images, world.texts, world.split, foreign=True)
+    assert cosine_only(validation) == pytest.approx(1, abs=1e-6)
+
+
 def test_no_caption_with_its_photo_is_an_error(world: World) -> None:
     split = split_of(world.split.require_images(), [("never seen", None)])
     with pytest.raises(StoreError, match="expected captions of the validation photos, found none of the 1"):
@@ -135,3 +163,16 @@ def test_tables_of_two_teachers_are_refused_with_what_differs(world: World, tmp_
     other = open_table(tmp_path, "text", "val")
     with pytest.raises(StoreError, match=r"something else:\n  teacher.weights_sha256: expected .* found 'fff"):
         load_validation("image", world.images, other, world.split)
+
+
+def test_fit_refuses_another_validation_photo_under_the_same_id(
+    tiny_data: Path, tiny_views_store: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    photo, another = sorted((data / "COCO/val2017").iterdir())[2:4]
+    shutil.copy(another, photo)
+    options = ["--student.options", "{input_resolution: 32, patch_size: 16, width: 32, layers: 1, heads: 2}"]
+    options += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--loader.workers", "0"]
+    paths = ["--data", str(data), "--store", str(tiny_views_store), "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match=f"{photo.name}: expected the photo .* found another one under its id"):
+        cli.main(["fit", "--tower", "image", *paths, *options])

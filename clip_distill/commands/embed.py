@@ -30,8 +30,10 @@ EXAMPLES = """\
   # captions from a parquet file, photos from WebDataset shards
   clip-distill embed --data DATA --teacher hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K --store stores/laion \\
     --sources.train_captions '[captions.parquet]' --sources.train_images '[shards/{000..099}.tar]'
-  # N processes, on one machine or many with one file system
-  torchrun --nproc-per-node N -m clip_distill.cli embed …
+  # N processes, on one machine or many with one file system or bucket (docs/clusters.md)
+  torchrun --nproc-per-node N --max-restarts 3 -m clip_distill.cli embed …
+  # data and store in a bucket (pip install 'clip-distill[s3]'; AWS_ENDPOINT_URL names servers other than AWS)
+  clip-distill embed --data s3://bucket/data --teacher ViT-B-32/openai --store s3://bucket/store
 
 Running the same command again continues where it stopped, and adds what is new: photos
 (also those that could not be read before), captions, --views."""

@@ -26,6 +26,8 @@ EXAMPLES = """\
     --out results.json
   # an exported folder, or any open_clip model of the same width, in a student's place
   clip-distill evaluate --data DATA --store stores/b32 --image_student local-dir:exported
+  # a student of another language than the teacher's, on captions of its own
+  clip-distill evaluate --data DATA --sources.val_captions zh.json --store stores/b32 --text_student runs/chinese
   # a teacher alone, without a store
   clip-distill evaluate --data DATA --teacher ViT-B-32/openai"""
 
@@ -43,12 +45,13 @@ class Device:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The teacher's embeddings of a benchmark: images [N_i, D], captions [N_t, D], float32."""
+    """The teacher's embeddings of a benchmark: images [N_i, D], captions [N_t, D], float32; None of captions that it
+    was never shown, in a language that it does not know."""
 
     info: dict[str, Any]
     benchmark: Benchmark
     image: Tensor
-    text: Tensor
+    text: Tensor | None
 
 
 def evaluate(
@@ -102,7 +105,7 @@ def evaluate(
     skipped: Counter[str] = Counter()
     how = Device(pick_device(device), batch_size, workers)
     if store is not None:
-        guide = _stored_teacher(store, split, images, captions, skipped)
+        guide = _stored_teacher(store, split, images, captions, skipped, text_student is not None)
     else:
         assert teacher is not None
         guide = _run_teacher(teacher, images, captions, skipped, how)
@@ -114,8 +117,10 @@ def evaluate(
     return report
 
 
-def _stored_teacher(root: str, split: str, images: pa.Table, captions: pa.Table, skipped: Counter[str]) -> Teacher:
-    """Take the teacher's embeddings from a store.
+def _stored_teacher(
+    root: str, split: str, images: pa.Table, captions: pa.Table, skipped: Counter[str], foreign: bool
+) -> Teacher:
+    """Take the teacher's embeddings from a store; of captions it may lack all, where `foreign`, but not some.
 
     Raises:
         StoreError: The two tables are of different teachers, or lack photos or captions of the split.
@@ -136,7 +141,8 @@ def _stored_teacher(root: str, split: str, images: pa.Table, captions: pa.Table,
     _require_unreadable(images.filter(pa.array(rows < 0)), str(image_table.folder), skipped)
     benchmark = Benchmark.of(images.filter(pa.array(rows >= 0)), captions)
     caption_rows = text_table.find(benchmark.captions)
-    if (caption_rows < 0).any():
+    unknown = foreign and bool((caption_rows < 0).all())
+    if (caption_rows < 0).any() and not unknown:
         lacking = [text for text, row in zip(benchmark.captions, caption_rows, strict=True) if row < 0]
         raise StoreError(
             f"{text_table.folder}: expected all captions of the {split} split, found {len(lacking)} of "
@@ -144,7 +150,8 @@ def _stored_teacher(root: str, split: str, images: pa.Table, captions: pa.Table,
         )
     info = image_table.manifest.teacher | {"store": root, "parameters": _count_described(image_table.manifest.teacher)}
     image = torch.from_numpy(image_table.embeddings(rows[rows >= 0])).float()
-    return Teacher(info, benchmark, image, torch.from_numpy(text_table.embeddings(caption_rows)).float())
+    text = None if unknown else torch.from_numpy(text_table.embeddings(caption_rows)).float()
+    return Teacher(info, benchmark, image, text)
 
 
 def _require_unreadable(lacking: pa.Table, folder: str, skipped: Counter[str]) -> None:
@@ -194,7 +201,7 @@ def _compare(guide: Teacher, students: dict[Tower, tuple[str, TowerSpec, nn.Modu
     from clip_distill.evaluate.retrieval import encode_images, encode_texts, measure_pairings
     from clip_distill.towers import count_parameters
 
-    embeddings = {"image": {"teacher": guide.image}, "text": {"teacher": guide.text}}
+    embeddings = {"image": {"teacher": guide.image}, "text": {} if guide.text is None else {"teacher": guide.text}}
     benchmark = guide.benchmark
     found: dict[str, Any] = {}
     for tower, (name, spec, module) in students.items():
@@ -207,19 +214,20 @@ def _compare(guide: Teacher, students: dict[Tower, tuple[str, TowerSpec, nn.Modu
                 raise ValueError(f"{len(missing)} photos of the store can't be read now, for instance {missing[0]}")
         else:
             student = encode_texts(spec, module, benchmark.captions, how.device, how.batch_size)
-        teacher = embeddings[tower]["teacher"]
-        sample = slice(None, None, -(-len(teacher) // NEIGHBOUR_ROWS))
+        teacher = embeddings[tower].get("teacher")
+        sample = slice(None, None, -(-len(student) // NEIGHBOUR_ROWS))
         embeddings[tower]["student"] = student
         found[tower] = {
             "name": name,
             "parameters": count_parameters(module),
-            "mean_cosine": mean_cosine(student, teacher),
-            "neighbour_overlap": neighbour_overlap(student[sample], teacher[sample]),
+            "mean_cosine": None if teacher is None else mean_cosine(student, teacher),
+            "neighbour_overlap": None if teacher is None else neighbour_overlap(student[sample], teacher[sample]),
         }
     keys = ("name", "weights_sha256", "embed_dim", "store", "parameters")
     return {
         "teacher": {key: guide.info[key] for key in keys},
         "students": found,
+        "captions_unknown_to_teacher": guide.text is None,
         "pairings": measure_pairings(embeddings["image"], embeddings["text"], benchmark.image_of_caption),
     }
 

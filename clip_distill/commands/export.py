@@ -20,8 +20,12 @@ EXAMPLES = """\
   clip-distill export --store stores/b32 --text_student runs/text --out exported
   # both students: no teacher is loaded
   clip-distill export --image_student runs/image --text_student runs/text --out exported
+  # ONNX files with int8 weights, for onnxruntime without torch
+  clip-distill export --image_student runs/image --text_student runs/text --format onnx-int8 --out exported
   # the teacher lies elsewhere now
   clip-distill export --teacher local-dir:moved/clip --image_student runs/image --out exported --overwrite true"""
+
+MARKS = ("open_clip_config.json", "onnx.json")  # one of them is in every folder that was exported
 
 
 def export(
@@ -33,7 +37,7 @@ def export(
     format: str = "open_clip",
     overwrite: bool = False,
 ) -> Path:
-    """Write a student, with the teacher's other tower or the other student, as a folder that open_clip loads.
+    """Write a student, with the teacher's other tower or the other student, as a folder for other programs.
 
     Args:
         out: Folder to write; before it takes its place, it is loaded back and compared.
@@ -41,7 +45,8 @@ def export(
         teacher: The teacher's name, where it has another one now than the store or the student says.
         image_student: Run folder of an image student.
         text_student: Run folder of a text student.
-        format: open_clip, or module:Attr of your own writer.
+        format: open_clip (a folder that open_clip loads), onnx or onnx-int8 (a file per tower, and onnx.json, which
+            says how they are fed), or module:Attr of your own writer.
         overwrite: Replace an earlier export in `out`.
 
     Returns:
@@ -55,12 +60,13 @@ def export(
     write = resolve("export", EXPORTS, format)
     towers, info = _load_towers({"image": image_student, "text": text_student}, store, teacher)
     _write_aside(folder, lambda aside: write(aside, towers["image"], towers["text"], info))
-    print(f"{folder}: written, and loads in open_clip with the same embeddings")
-    print(
-        "\nimport open_clip\n"
-        f"model, _, preprocess = open_clip.create_model_and_transforms({f'local-dir:{folder}'!r})\n"
-        f"tokenizer = open_clip.get_tokenizer({f'local-dir:{folder}'!r})"
-    )
+    print(f"{folder}: written, read back and compared")
+    if format == "open_clip":
+        print(
+            "\nimport open_clip\n"
+            f"model, _, preprocess = open_clip.create_model_and_transforms({f'local-dir:{folder}'!r})\n"
+            f"tokenizer = open_clip.get_tokenizer({f'local-dir:{folder}'!r})"
+        )
     return folder
 
 
@@ -101,8 +107,8 @@ def _require_free(folder: Path, overwrite: bool) -> None:
         raise FileExistsError(
             f"{folder}: expected a new folder, found one; --overwrite true replaces an earlier export"
         )
-    if not (folder / "open_clip_config.json").is_file():
-        raise FileExistsError(f"{folder}: expected an earlier export to replace, found no open_clip_config.json in it")
+    if not any((folder / name).is_file() for name in MARKS):
+        raise FileExistsError(f"{folder}: expected an earlier export to replace, found no {' or '.join(MARKS)} in it")
 
 
 def _write_aside(folder: Path, write: Callable[[Path], None]) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +9,7 @@ from clip_distill.commands.parsing import new_parser
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
-    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
     from torch import nn
 
@@ -30,12 +27,15 @@ EXAMPLES = """\
   clip-distill fit --tower image --data DATA --store stores/b32 --out runs/image --trainer.strategy ddp
   # start from the teacher's own weights, cut to the student's size
   clip-distill fit --recipe recipes/flickr8k_text.yaml --student.init teacher --student.vocabulary corpus
+  # a long run on small images: mixup, an average of the weights, a stem and two stages that keep the teacher's weights
+  clip-distill fit --recipe recipes/flickr8k_image.yaml --mixup 0.2 --ema 0.999 --student.freeze 2
+  # a learning rate from 100 steps, before the run
+  clip-distill fit --recipe recipes/flickr8k_text.yaml --find_lr
   # go on after an interruption
   clip-distill fit --recipe runs/text/recipe.yaml --resume
   # a loss of your own: class MyLoss in my_loss.py, called with student and target [B, D]
   clip-distill fit --recipe recipes/flickr8k_text.yaml --loss.names '["my_loss:MyLoss"]'"""
 
-SAVE_EVERY = timedelta(minutes=10)
 TRAINER_DEFAULTS = {
     "max_epochs": 10,
     "gradient_clip_val": 1.0,
@@ -51,6 +51,12 @@ def parser() -> ArgumentParser:
     result = new_parser("fit", "Train a small image or text encoder by a recipe.", EXAMPLES)
     result.add_argument("--recipe", action="config", help="YAML with any of the keys below; flags override it")
     result.add_class_arguments(Recipe, as_group=False)
+    result.add_argument(
+        "--find_lr",
+        type=bool,
+        default=False,
+        help="search for a learning rate for 100 steps, say it, and train nothing",
+    )
     add_trainer(result)
     return result
 
@@ -69,39 +75,40 @@ def add_trainer(parser: ArgumentParser) -> None:
 def main(argv: list[str]) -> None:
     import lightning as L
 
-    from clip_distill.assemble import assemble
+    from clip_distill.assemble import assemble, in_own_tokens
+    from clip_distill.commands.learning_rate import find_lr
+    from clip_distill.commands.trainer import make_trainer, quiet_lightning
     from clip_distill.students.inherit import inherit
 
     arguments = parser()
     config = arguments.parse_args(argv)
     recipe, trainer_options = to_recipe(arguments, config)
     out = Path(recipe.out)
-    last = prepare_folder(recipe, out)
+    last = None if config.find_lr else prepare_folder(recipe, out)
     quiet_lightning()
     online, teach = online_target(recipe)
     cuts = recipe.student.init == "teacher" and last is None  # a resumed run has weights
     source = ((online.spec, teach.module) if online else checked_teacher(recipe)) if cuts else None
     L.seed_everything(recipe.seed, workers=True, verbose=False)  # after the teacher, whose making draws numbers too
     module, data = assemble(recipe, online, teach)
-    trainer, best = make_trainer(recipe, trainer_options, out)
+    report = None
     if source is not None:
+        source = in_own_tokens(module.spec, data, source)
         report = inherit(module.spec, module.student, source[0], source[1], recipe.student.select)
         source = None  # training needs no teacher
-        if trainer.is_global_zero:
-            print(report)
+    module.prepare(recipe)
+    if config.find_lr:
+        find_lr(module, data, trainer_options)
+        return
+    trainer, best, cost = make_trainer(recipe, trainer_options, out)
+    if report is not None and trainer.is_global_zero:
+        print(report)
     if trainer.is_global_zero:
         write_recipe(arguments, config, out)
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
     if trainer.is_global_zero and not trainer_options.get("fast_dev_run"):
+        print(cost)
         save_student(module, trainer, best, out)
-
-
-def quiet_lightning() -> None:
-    """Leave out an advertisement, a warning about Lightning's own code, and advice that was weighed here already."""
-    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    rank_zero.addFilter(lambda record: "litlogger" not in record.getMessage())
-    for message in (r".*LeafSpec", r"The number of training batches", r".*does not have many workers"):
-        warnings.filterwarnings("ignore", message, module=r"lightning\.")
 
 
 def to_recipe(arguments: ArgumentParser, config: Any) -> tuple[Recipe, dict[str, Any]]:
@@ -186,44 +193,12 @@ def checked_teacher(recipe: Recipe) -> tuple[TowerSpec, nn.Module]:
     return spec, module
 
 
-def make_trainer(recipe: Recipe, options: dict[str, Any], out: Path) -> tuple[Trainer, ModelCheckpoint]:
-    """Lightning's Trainer with the recipe's options, loggers and checkpoints below `out`."""
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
-    from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-
-    folder = out / "checkpoints"
-    # recall on the whole validation set chooses; in-batch accuracy would change with the batch size
-    best = ModelCheckpoint(
-        folder, "best", monitor="val/mean_recall", mode="max", save_weights_only=True, enable_version_counter=False
-    )
-    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-    # an epoch may take hours: a kill should not cost more than this
-    between = ModelCheckpoint(folder, "last", train_time_interval=SAVE_EVERY, enable_version_counter=False)
-    callbacks: list[Callback] = [best, last, between]
-    # the CSV logger empties its folder, so a resumed run logs beside what is there
-    version = f"resumed-{len(list((out / 'logs').glob('resumed-*'))) + 1}" if recipe.resume else ""
-    loggers: list[Logger] = [CSVLogger(out, "logs", version), TensorBoardLogger(out, "logs", version)]
-    if recipe.wandb:
-        from lightning.pytorch.loggers import WandbLogger
-
-        loggers.append(WandbLogger(project=recipe.wandb, save_dir=out, name=out.name))
-    if options.get("logger") not in (None, True):
-        loggers = options["logger"]
-    if options.get("enable_progress_bar") is not False:
-        callbacks.append(RichProgressBar())
-    if loggers and not options.get("fast_dev_run"):
-        callbacks.append(LearningRateMonitor("step"))
-    given = options.get("callbacks") or []
-    callbacks += given if isinstance(given, list) else [given]
-    return Trainer(**{**options, "callbacks": callbacks, "logger": loggers, "use_distributed_sampler": False}), best
-
-
 def write_recipe(arguments: ArgumentParser, config: Any, out: Path) -> None:
     """The complete recipe of the run, which `fit --recipe` takes again."""
     out.mkdir(parents=True, exist_ok=True)
     chosen = config.clone()
-    chosen.pop("recipe", None)
+    for key in ("recipe", "find_lr"):
+        chosen.pop(key, None)
     for key in ("resume", "overwrite"):
         chosen[key] = False
     aside = out / ".recipe.yaml.tmp"
@@ -241,7 +216,7 @@ def save_student(module: Distiller, trainer: Trainer, best: ModelCheckpoint, out
     if path:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         module.load_state_dict(state)
-    save_tower(out / "student", module.spec, module.student)
+    save_tower(out / "student", module.spec, module.trained)
     score = f", mean recall {float(best.best_model_score):.1f} %" if best.best_model_score is not None else ""
     print(f"{out / 'student'}: {count_parameters(module.student) / 1e6:.2f}M parameters{score}")
     print(f"next: clip-distill evaluate --{module.spec.tower}_student {out} …, clip-distill export …")

@@ -12,9 +12,10 @@ from clip_distill.commands.parsing import new_parser
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from clip_distill.plan.embedding import EmbedJob
+    from clip_distill.plan.embedding import EmbedJob, EmbedMeasures
     from clip_distill.plan.training import FitJob
     from clip_distill.recipe import Recipe
+    from clip_distill.towers import Tower
 
 DESCRIPTION = """Measure a few batches of every stage on this machine, and state what embed and fit will take: hours,
 disk, peak memory, and the largest batch that fits. Nothing is stored."""
@@ -23,6 +24,8 @@ EXAMPLES = """\
   clip-distill plan --data DATA --teacher ViT-B-32/openai
   # five views an image, and the student of a recipe
   clip-distill plan --recipe recipes/flickr8k_text.yaml --teacher ViT-B-32/openai --views 5 --augment crop_flip
+  # both towers, each with the student, loss and loader of its own recipe
+  clip-distill plan --data DATA --teacher ViT-B-32/openai --image_recipe image.yaml --text_recipe text.yaml
   # a student of your own, on a GPU; the plan as JSON
   clip-distill plan --data DATA --teacher ViT-L-14/openai --tower image --student.options.width 384 \\
     --loader.batch_size 512 --trainer.max_epochs 30 --trainer.precision bf16-mixed --device cuda --out plan.json"""
@@ -35,7 +38,9 @@ class Options:
 
     Args:
         teacher: As for embed: ViT-B-32/openai, local-dir:PATH, hf-hub:ORG/REPO, transformers:PATH_OR_NAME.
-        tower: Which of the teacher's towers to distil; both takes the default students.
+        tower: Which of the teacher's towers to distil; for both, what is said of a student must be in its recipe.
+        image_recipe: For tower both, the image student's YAML, as fit takes it; flags override it.
+        text_recipe: For tower both, the text student's.
         views: As for embed: views per training image.
         augment: As for embed: how views 1 and up are made.
         seed: As for embed and fit.
@@ -52,6 +57,8 @@ class Options:
 
     teacher: str
     tower: Literal["image", "text", "both"] = "both"
+    image_recipe: str | None = None
+    text_recipe: str | None = None
     views: int = 1
     augment: str = "none"
     seed: int = 0
@@ -85,7 +92,7 @@ def main(argv: list[str]) -> None:
     arguments = parser()
     config = arguments.instantiate(arguments.parse_args(argv))
     options = Options(**{each.name: config[each.name] for each in fields(Options)})
-    report = plan(options, config)
+    report = plan(options, configs_of(options, config, arguments, argv))
     show(report)
     if options.out and options.out.endswith(".json"):
         write_json(Path(options.out), report)
@@ -94,8 +101,44 @@ def main(argv: list[str]) -> None:
         print(f"{options.out} is the run's folder; to write the plan, name a file: --out plan.json")
 
 
-def plan(options: Options, config: Any) -> dict[str, Any]:
+def configs_of(options: Options, config: Any, arguments: ArgumentParser, argv: list[str]) -> dict[Tower, Any]:
+    """Tower → what is given for its student: a recipe of its own, where there is one, below the flags.
+
+    Raises:
+        ValueError: What is given can't be for both students, or the recipes are of different data.
+    """
+    files: dict[Tower, str | None] = {"image": options.image_recipe, "text": options.text_recipe}
+    if options.tower != "both":
+        if any(files.values()):
+            raise ValueError(f"--image_recipe and --text_recipe: expected --tower both, found {options.tower}")
+        return {options.tower: config}
+    if config["student"].name or config["student"].options:
+        raise ValueError(
+            "--student says what one tower's student is: say which with --tower image or --tower text, or give each "
+            "student its recipe, --image_recipe and --text_recipe"
+        )
+    configs = {
+        tower: arguments.instantiate(arguments.parse_args(["--recipe", file, *argv])) if file else config
+        for tower, file in files.items()
+    }
+    for tower, each in configs.items():
+        if each["tower"] not in (tower, "both"):
+            raise ValueError(f"--{tower}_recipe {files[tower]}: expected tower: {tower}, found {each['tower']}")
+    image, text = configs.values()
+    if (image["data"], image["sources"]) != (text["data"], text["sources"]):
+        raise ValueError(
+            f"expected both students' recipes to name the same data, found {image['data']} and {text['data']}: "
+            "say which with --data and --sources"
+        )
+    return configs
+
+
+def plan(options: Options, configs: dict[Tower, Any]) -> dict[str, Any]:
     """Measure, then extrapolate; see `plan.report.make_report`.
+
+    Args:
+        options: Of embed, and of measuring.
+        configs: Tower to distil → its recipe's keys, and `trainer`.
 
     Raises:
         ValueError: An option does not fit, or a process was killed while measuring.
@@ -103,33 +146,19 @@ def plan(options: Options, config: Any) -> dict[str, Any]:
     from clip_distill.plan.embedding import measure_embed
     from clip_distill.plan.memory import in_own_process
     from clip_distill.plan.report import make_report
-    from clip_distill.plan.training import FitJob, measure_fit
+    from clip_distill.plan.training import measure_fit
 
-    check(options, config)
-    job = embed_job(options, config)
+    check(options)
+    recipes = {tower: recipe(options, config, tower) for tower, config in configs.items()}
+    for each in recipes.values():
+        check_recipe(each)
+    job = embed_job(options, list(recipes.values()))
     embed = in_own_process(measure_embed, job)
-    teacher = next(iter(embed.manifests.values())).teacher
-    trainer = config["trainer"].as_dict()
-    device = "cpu" if trainer.get("accelerator") == "cpu" else options.device
-    jobs: list[FitJob] = [
-        FitJob(
-            recipe=recipe(options, config, tower),
-            trainer=trainer,
-            teacher=teacher,
-            views=options.views,
-            augment=options.augment,
-            seed=options.seed,
-            good_rows=embed.good_rows,
-            readable=embed.readable,
-            device=device,
-            seconds=options.seconds,
-        )
-        for tower in job.towers
-    ]
+    jobs = [fit_job(options, each, configs[tower], embed) for tower, each in recipes.items()]
     return make_report(job, embed, [(each, in_own_process(measure_fit, each)) for each in jobs])
 
 
-def check(options: Options, config: Any) -> None:
+def check(options: Options) -> None:
     """What would otherwise fail only after minutes."""
     if options.views < 1 or (options.views > 1 and options.augment == "none"):
         raise ValueError(
@@ -141,27 +170,56 @@ def check(options: Options, config: Any) -> None:
             "expected batch_size and shard_rows of 1 or more and seconds above 0, found "
             f"{options.batch_size}, {options.shard_rows} and {options.seconds}"
         )
-    if options.tower == "both" and (config["student"].name or config["student"].options):
-        raise ValueError("--student says what one tower's student is: say which with --tower image or --tower text")
-    if config["target"] != "stored":
+
+
+def check_recipe(given: Recipe) -> None:
+    """What can't be measured before there is a store."""
+    if given.target != "stored":
         raise ValueError("expected target: stored, found online: the planner measures students that learn from a store")
+    if given.loader.packed is not None:
+        raise ValueError(
+            f"expected no loader.packed, found {given.loader.packed}: a plan writes nothing, so there is no packed "
+            "copy to measure. Leave it out: --loader.packed null"
+        )
 
 
-def embed_job(options: Options, config: Any) -> EmbedJob:
+def embed_job(options: Options, recipes: list[Recipe]) -> EmbedJob:
+    """What `embed` is to do for the recipes: a loss with a bank needs the other tower's training table as well."""
+    from clip_distill.losses import needed
     from clip_distill.plan.embedding import EmbedJob
     from clip_distill.towers import TOWERS
 
     shared = {each.name for each in fields(EmbedJob)} & {each.name for each in fields(Options)}
+    banks = any("bank" in needed(each.loss.names) for each in recipes)
     return EmbedJob(
-        data=config["data"],
-        sources=config["sources"],
-        towers=TOWERS if options.tower == "both" else (options.tower,),
+        data=recipes[0].data,
+        sources=recipes[0].sources,
+        towers=TOWERS if banks else tuple(each.tower for each in recipes),
         **{name: getattr(options, name) for name in shared},
     )
 
 
-def recipe(options: Options, config: Any, tower: Literal["image", "text"]) -> Recipe:
+def fit_job(options: Options, given: Recipe, config: Any, embed: EmbedMeasures) -> FitJob:
+    from clip_distill.plan.training import FitJob
+
+    trainer = config["trainer"].as_dict()
+    return FitJob(
+        recipe=given,
+        trainer=trainer,
+        teacher=next(iter(embed.manifests.values())).teacher,
+        views=options.views,
+        augment=options.augment,
+        seed=options.seed,
+        good_rows=embed.good_rows,
+        readable=embed.readable,
+        other_rows=embed.items.get("text-train" if given.tower == "image" else "image-train", 0),
+        device="cpu" if trainer.get("accelerator") == "cpu" else options.device,
+        seconds=options.seconds,
+    )
+
+
+def recipe(options: Options, config: Any, tower: Tower) -> Recipe:
     from clip_distill.recipe import Recipe
 
     given = {each.name: config[each.name] for each in fields(Recipe) if each.name not in OWN}
-    return Recipe(tower=tower, store=options.store or "", out=options.out or "", seed=options.seed, **given)
+    return Recipe(tower=tower, store=options.store or "", out=options.out or "", seed=config["seed"], **given)

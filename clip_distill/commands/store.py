@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clip_distill.commands import parsing
+from clip_distill.data.layout import Corpus, Sources
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from clip_distill.store.clip_retrieval import Column
     from clip_distill.store.remote import Location
     from clip_distill.store.table import Store
@@ -41,6 +40,7 @@ EXAMPLES = {
   clip-distill store export --store stores/b32 --split val --out out
   # pairs of photo and caption, row by row, as the data has them
   clip-distill store export --store stores/b32 --split val --out out --data DATA
+  clip-distill store export --store stores/cc --out out --sources.train_images 'shards/{000..099}.tar'
   autofaiss build_index --embeddings out/img_emb --index_path image.index""",
     "import": """\
   clip-distill store import --folder out --store stores/b32 --split train --teacher ViT-B-32/openai
@@ -165,18 +165,20 @@ def export(
     format: Literal["clip-retrieval"] = "clip-retrieval",
     normalise: bool = True,
     rows_per_file: int = 1_000_000,
+    sources: Sources = Sources(),  # noqa: B008 - frozen, so one instance serves all calls
 ) -> None:
     """Write a store's plain views as clip-retrieval's folders.
 
     Args:
         store: Folder or URL that `clip-distill embed` wrote.
-        out: New folder: `image/` and `text/`, each a clip-retrieval folder of one kind; with `data` one folder of both.
+        out: New folder: `image/` and `text/`, each a clip-retrieval folder of one kind; with the data one of both.
         split: Which tables.
         data: The data the store was made from: one row for each caption and its photo, instead of one for each photo
             and one for each unique caption.
         format: The layout.
         normalise: Scale embeddings to unit length, as clip-retrieval does.
         rows_per_file: At most this many rows in a .npy file.
+        sources: As for embed, beside `data` or instead of it: other places for parts of the data.
     """
     import numpy as np
 
@@ -185,8 +187,9 @@ def export(
     from clip_distill.store.table import MANIFEST, Store, table_folder
     from clip_distill.towers import TOWERS
 
-    if data is not None:
-        count = write(Path(out), _pairs(store, split, data), normalise, rows_per_file)
+    corpus = _corpus(data, sources)
+    if corpus is not None:
+        count = write(Path(out), _pairs(store, split, corpus), normalise, rows_per_file)
         print(f"{out}: {count:,} pairs of photo and caption")
         return
     tables = {tower: table_folder(store, tower, split) for tower in TOWERS}
@@ -199,19 +202,25 @@ def export(
         print(f"{Path(out) / tower}: {count:,} {tower}s")
 
 
-def _pairs(root: str, split: Split, data: str) -> dict[str, Column]:
-    """The rows of each caption and its photo, where the store has both."""
+def _corpus(data: str | None, sources: Sources) -> Corpus | None:
+    """The data, where anything says where it lies."""
     from clip_distill.data.layout import scan
+
+    return None if data is None and sources == Sources() else scan(data, sources)
+
+
+def _pairs(root: str, split: Split, corpus: Corpus) -> dict[str, Column]:
+    """The rows of each caption and its photo, where the store has both."""
     from clip_distill.store.clip_retrieval import Column
     from clip_distill.store.ensemble import open_table
 
     images, texts = (open_table(root, tower, split) for tower in ("image", "text"))
-    captions = getattr(scan(data), split).require_captions()
+    captions = getattr(corpus, split).require_captions()
     captions = captions.filter(captions.column("image_id").is_valid())
     image_rows, text_rows = images.find(captions.column("image_id")), texts.find(captions.column("text"))
     both = (image_rows >= 0) & (text_rows >= 0)
     if not both.any():
-        raise ValueError(f"{root}: expected pairs of {data}'s captions and photos, found none in the store")
+        raise ValueError(f"{root}: expected pairs of the data's captions and photos, found none in the store")
     return {"image": Column(images, image_rows[both]), "text": Column(texts, text_rows[both])}
 
 
@@ -223,6 +232,7 @@ def import_folder(
     tower: Literal["image", "text", "both"] = "both",
     data: str | None = None,
     shard_rows: int = 8192,
+    sources: Sources = Sources(),  # noqa: B008 - frozen, so one instance serves all calls
 ) -> None:
     """Read a clip-retrieval folder (img_emb/, text_emb/, metadata/) into a store.
 
@@ -235,39 +245,26 @@ def import_folder(
         data: The data that `fit` will read: photos are looked up in it by name, others are left out. Without it,
             image_path is taken for the photo's id (`image/a.jpg`, `shard-000.tar/000123`).
         shard_rows: Rows per shard.
+        sources: As for embed, beside `data` or instead of it: other places for parts of the data.
     """
     from clip_distill.store.build import build_table
-    from clip_distill.store.clip_retrieval import items_of, open_folder, read_with
+    from clip_distill.store.clip_retrieval import items_of, open_folder, photo_ids, read_with
     from clip_distill.store.table import Manifest, table_folder
     from clip_distill.teachers import load_teacher
     from clip_distill.towers import TOWERS
 
+    corpus = _corpus(data, sources)
     for each in TOWERS if tower == "both" else (tower,):
         facts = load_teacher(teacher, each)[0].teacher
         source = open_folder(Path(folder), each, facts["embed_dim"])
-        ids = source.names if data is None or each == "text" else _photo_ids(source.names, data, split)
+        by_name = corpus is not None and each == "image"
+        ids = photo_ids(source.names, getattr(corpus, split).require_images()) if by_name else source.names
         made_by = Manifest(each, split, facts, 1, "none", 0, source.dtype, precision="imported")
         table = build_table(
             table_folder(store, each, split), made_by, items_of(source, ids), read_with(source), shard_rows
         )
         rows = "shards of other processes are missing" if table is None else f"{len(table):,} rows"
         print(f"{table_folder(store, each, split)}: {rows}, from {len(source.names):,}")
-
-
-def _photo_ids(names: pa.ChunkedArray, data: str, split: Split) -> pa.ChunkedArray:
-    """The id of each photo in the data, by its name; null where there is none."""
-    import pyarrow as pa
-
-    from clip_distill.data.captions import find_photos
-    from clip_distill.data.layout import scan
-
-    ids = getattr(scan(data), split).require_images().column("id").combine_chunks()
-    found = find_photos(pa.concat_arrays(names.chunks), ids)
-    if found.null_count == len(found):
-        raise ValueError(
-            f"{data}: expected photos named as in image_path, found none; the first is {names[0].as_py()!r}"
-        )
-    return pa.chunked_array([found])
 
 
 VERBS: dict[str, Any] = {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import warnings
+from collections.abc import Iterator
 
 from PIL import Image, UnidentifiedImageError, features
+from PIL.ImageFile import ImageFile
 
 from clip_distill.data.paths import is_url, read_bytes
 
@@ -71,7 +74,8 @@ def digest_of(content: bytes) -> int:
 
 
 def size_of(path: str, offset: int = -1, size: int = -1) -> int | None:
-    """Bytes of a photo as it is encoded, without reading it; None for a file that is missing or behind a URL."""
+    """Bytes of a photo as it is encoded, without reading it; None for a file that is missing or behind a URL, of which
+    `data.paths.listed_sizes` knows."""
     if offset >= 0:
         return size
     try:
@@ -80,15 +84,67 @@ def size_of(path: str, offset: int = -1, size: int = -1) -> int | None:
         return None
 
 
+class Photo:
+    """An encoded photo, decoded once for each scale that its views ask for.
+
+    libjpeg decodes at a half, a quarter or an eighth of a side for a fraction of the time; other formats know no scale.
+
+    Args:
+        content: The file, or the tar's member.
+
+    Attributes:
+        size: (width, height) of the whole photo.
+
+    Raises:
+        BadImage: "not an image" or "too large".
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._opened: ImageFile | None = self._open()
+        self._decoded: dict[int, tuple[Image.Image, int]] = {}
+        self.size = self._opened.size
+
+    def decode(self, scale: int = 1) -> tuple[Image.Image, int]:
+        """RGB pixels, a side `scale` (1, 2, 4 or 8) times shorter, rounded up; and the scale that they have in the end.
+
+        Raises:
+            BadImage: "truncated", "damaged" or "too large".
+        """
+        if scale not in self._decoded:
+            self._decoded[scale] = self._decode(scale)
+        return self._decoded[scale]
+
+    def _open(self) -> ImageFile:
+        with _reasons():
+            return Image.open(io.BytesIO(self._content), formats=FORMATS)
+
+    def _decode(self, scale: int) -> tuple[Image.Image, int]:
+        image, self._opened = self._opened or self._open(), None
+        with _reasons(), image:
+            reached = 1
+            if scale > 1 and (drafted := image.draft(None, (image.width // scale, image.height // scale))):
+                reached = round(self.size[0] / drafted[1][2])
+            if image.mode == "RGB":
+                image.load()
+                return image, reached  # saves a copy of the pixels
+            return image.convert("RGB"), reached
+
+
 def decode(content: bytes) -> Image.Image:
     """Decode one photo as RGB, as `read_image` does.
 
     Raises:
         BadImage: "not an image", "truncated", "damaged" or "too large".
     """
+    return Photo(content).decode()[0]
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Whatever a decoder raises, as a BadImage."""
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return image.convert("RGB")
+        yield
     except UnidentifiedImageError as error:
         raise BadImage("not an image") from error
     except (Image.DecompressionBombError, MemoryError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,14 +17,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clip_distill.data.images import BadImage, decode, digest_of, read_bytes_of
+from clip_distill.data.images import BadImage, Photo, digest_of, read_bytes_of
 from clip_distill.data.order import EpochBatches, InOrder, Items
+from clip_distill.data.packed import Packed
+from clip_distill.data.report import say
 from clip_distill.data.tokens import Ragged
-from clip_distill.data.views import Views
+from clip_distill.data.views import Views, stack
+from clip_distill.data.workers import measure
 from clip_distill.store.table import Store
 
 
@@ -66,6 +69,7 @@ class Images(Dataset[Batch]):
     ) -> None:
         self.images, self.views, self.store, self.store_rows = images, views, store, store_rows
         self.teacher_views, self.online = teacher_views, online
+        self.packed: Packed | None = None
         self.digests: pa.Array | None = None  # [N] uint64, null where the store does not know
         if store is not None and store_rows is not None:
             self.digests = store.photos(store_rows).column("digest").combine_chunks()
@@ -74,23 +78,37 @@ class Images(Dataset[Batch]):
         return len(self.images)
 
     def __getitem__(self, items: Items) -> Batch:
-        wanted = pa.array([row for row, _ in items])
-        records = self.images.take(wanted).to_pylist()
-        digests = [None] * len(items) if self.digests is None else self.digests.take(wanted).to_pylist()
-        pixels, teacher_pixels = [], []
-        for record, digest, (_, view) in zip(records, digests, items, strict=True):
-            image = read(record, digest)
-            pixels.append(self.views(image, record["id"], view))
-            if self.teacher_views is not None:
-                teacher_pixels.append(self.teacher_views(image, record["id"], view))
-        inputs = torch.stack(pixels)
-        teacher_inputs = (torch.stack(teacher_pixels) if teacher_pixels else inputs) if self.online else None
         rows, views = np.array(items, np.int64).T
+        teacher_inputs = None
+        if self.packed is not None:
+            inputs = self.packed.read(rows, views)
+        else:
+            pixels, theirs = zip(*(self._views(row, view) for row, view in items), strict=True)
+            inputs = stack(pixels)
+            if self.online:
+                teacher_inputs = inputs if self.teacher_views is None else stack(theirs)
         return Batch(inputs, stored(self.store, self.store_rows, rows, views), teacher_inputs, torch.from_numpy(rows))
 
+    def render(self, row: int, views: range) -> Tensor:
+        """uint8 [V, 3, S, S] of one photo; see `photo_of` for what is raised."""
+        with self._photo(row) as (photo, id):
+            return stack([self.views(photo, id, view) for view in views])
 
-def read(record: dict[str, Any], digest: int | None = None) -> Image.Image:
-    """The photo of a row of `data.layout`, which must have this digest if one is known.
+    def _views(self, row: int, view: int) -> tuple[Tensor, Tensor]:
+        """The student's pixels, and the teacher's, which may be the same."""
+        with self._photo(row) as (photo, id):
+            mine = self.views(photo, id, view)
+            return mine, mine if self.teacher_views is None else self.teacher_views(photo, id, view)
+
+    def _photo(self, row: int) -> AbstractContextManager[tuple[Photo, str]]:
+        # not `take`, which would go through all chunks of the table
+        record = self.images.slice(row, 1).to_pylist()[0]
+        return photo_of(record, None if self.digests is None else self.digests[row].as_py())
+
+
+@contextmanager
+def photo_of(record: dict[str, Any], digest: int | None = None) -> Iterator[tuple[Photo, str]]:
+    """The photo of a row of `data.layout` and its id, to be decoded within; it must have this digest if one is known.
 
     Raises:
         ValueError: It could be read when the store was made and can't be now, or was never asked for (teacher online);
@@ -104,7 +122,7 @@ def read(record: dict[str, Any], digest: int | None = None) -> Image.Image:
                 f"{digest:016x}), found another one under its id (digest {found:016x}). Bring the old photo back, or "
                 "run `clip-distill embed` on this data with another --store"
             )
-        return decode(content)
+        yield Photo(content), record["id"]
     except BadImage as error:
         raise ValueError(
             f"{record['path']}: expected the photo {record['id']!r}, found: {error.reason}. Put the photo back, "
@@ -183,14 +201,14 @@ class ResumableLoader(DataLoader[Batch]):
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """Batch sizes, and the number of worker processes."""
+    """Batch sizes, and the number of worker processes; None has it measured."""
 
     batch_size: int
     val_batch_size: int
-    workers: int
+    workers: int | None = None
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.val_batch_size) < 1 or self.workers < 0:
+        if min(self.batch_size, self.val_batch_size) < 1 or (self.workers or 0) < 0:
             raise ValueError(f"expected batch sizes of 1 or more and 0 or more workers, found {self}")
 
 
@@ -212,6 +230,7 @@ class DistillData(L.LightningDataModule):
         self.train, self.val, self.views, self.options, self.seed = train, val, views, options, seed
         self._loader: ResumableLoader | None = None
         self._restored = {"batches": 0}
+        self._workers = options.workers
 
     def train_dataloader(self) -> ResumableLoader:
         size = self.options.batch_size
@@ -235,16 +254,28 @@ class DistillData(L.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _loader_arguments(self) -> dict[str, Any]:
+        if self._workers is None:
+            self._workers = self._chosen_workers()
         return {
             "batch_size": None,  # a dataset's item is a batch already
-            "num_workers": self.options.workers,
-            "persistent_workers": self.options.workers > 0,
+            "num_workers": self._workers,
+            "persistent_workers": self._workers > 0,
             "pin_memory": torch.cuda.is_available(),
         }
 
+    def _chosen_workers(self) -> int:
+        train = self.train
+        if isinstance(train, Captions) or train.packed is not None:
+            return 0
+        if self.trainer is None:
+            return default_workers("image")
+        choice = measure(train, 0 if self.views == 1 else 1, self.options.batch_size, self.trainer)
+        say(str(choice))
+        return choice.workers
+
 
 def default_workers(tower: str) -> int:
-    """Captions are ready in microseconds; photos take every core but the one that feeds the student."""
+    """Where nothing is measured: captions are ready in microseconds; photos take all cores but one, 8 at most."""
     return 0 if tower == "text" else min(8, max(1, (os.cpu_count() or 1) - 1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
@@ -11,6 +12,7 @@ from typing import IO, NamedTuple, cast
 import fsspec
 from fsspec.core import url_to_fs
 
+WEB = {"http", "https"}
 BRACES = re.compile(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}")
 
 
@@ -45,30 +47,50 @@ def real_path(path: str) -> str:
     return path.rstrip("/") if is_url(path) else os.path.realpath(path)
 
 
+@contextlib.contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Errors of the other side's own client (no credentials, no server) as an OSError that names the URL."""
+    try:
+        yield
+    except (OSError, ImportError, ValueError):
+        raise
+    except Exception as error:  # every client has its own
+        raise ConnectionError(f"{url}: could not be reached: {error}") from error
+
+
 def is_file(path: str) -> bool:
-    if is_url(path):
-        system, inside = url_to_fs(path)
-        return bool(system.isfile(inside))
-    return os.path.isfile(path)
+    return _is(path, "file") if is_url(path) else os.path.isfile(path)
 
 
 def is_folder(path: str) -> bool:
-    if is_url(path):
-        system, inside = url_to_fs(path)
-        return bool(system.isdir(inside))
-    return os.path.isdir(path)
+    return _is(path, "directory") if is_url(path) else os.path.isdir(path)
+
+
+def _is(url: str, kind: str) -> bool:
+    """Whether a file or a folder is there. fsspec's own `isfile` and `isdir` would take no answer for a no."""
+    with reaching(url):
+        system, inside = url_to_fs(url)
+        if protocols(system) & WEB and kind == "directory":
+            return bool(system.isdir(inside))  # a page with links
+        try:
+            return bool(system.info(inside)["type"] == kind)
+        except FileNotFoundError:
+            return False
+
+
+def protocols(system: fsspec.AbstractFileSystem) -> set[str]:
+    return {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
 
 
 def open_binary(path: str) -> IO[bytes]:
-    return cast("IO[bytes]", fsspec.open(path, "rb").open() if is_url(path) else open(path, "rb"))
+    with reaching(path):
+        return cast("IO[bytes]", fsspec.open(path, "rb").open() if is_url(path) else open(path, "rb"))
 
 
 def read_bytes(path: str, offset: int = -1, size: int = -1) -> bytes:
     """A whole file, or `size` bytes from `offset`; fewer where the file ends before. One range request on a remote."""
     if is_url(path):
-        system, inside = url_to_fs(path)
-        content: bytes = system.cat_file(inside) if offset < 0 else system.cat_file(inside, offset, offset + size)
-        return content
+        return _read_url(path, offset, size)
     with open(path, "rb") as file:
         if offset < 0:
             return file.read()
@@ -76,11 +98,29 @@ def read_bytes(path: str, offset: int = -1, size: int = -1) -> bytes:
         return file.read(size)
 
 
+def _read_url(url: str, offset: int, size: int) -> bytes:
+    if size == 0:
+        return b""  # no range is empty
+    with reaching(url):
+        system, inside = url_to_fs(url)
+        if offset >= 0:
+            return cast("bytes", system.cat_file(inside, start=offset, end=offset + size))
+        try:
+            return cast("bytes", system.cat_file(inside, start=0))  # s3fs asks for the size first, else
+        except FileNotFoundError:
+            raise
+        except OSError:
+            return cast("bytes", system.cat_file(inside))  # an empty file has no range
+
+
 def entries(folder: str) -> Iterator[Entry]:
     """What lies directly in a folder, in no particular order. Links are followed."""
     if is_url(folder):
-        system, inside = url_to_fs(folder)
-        for info in system.ls(inside, detail=True):
+        with reaching(folder):
+            system, inside = url_to_fs(folder)
+            system.invalidate_cache(inside)  # what fsspec remembers of it may be old
+            listed = system.ls(inside, detail=True)
+        for info in listed:
             path = info["name"].rstrip("/")
             if path != inside.rstrip("/"):  # object stores list the folder's own marker, too
                 kind = "folder" if info["type"] == "directory" else "file"
@@ -89,6 +129,22 @@ def entries(folder: str) -> Iterator[Entry]:
     with os.scandir(folder) as found:
         for item in found:
             yield Entry(item.name, item.path, "folder" if item.is_dir() else "file" if item.is_file() else "other")
+
+
+def listed_sizes(folder: str) -> dict[str, int]:
+    """Name → bytes of the files in a folder behind a URL, from one listing rather than a request for each.
+
+    Empty where the other side can't list, and without the files whose size it doesn't state: web servers do neither.
+    """
+    system, inside = url_to_fs(folder)
+    if protocols(system) & WEB:
+        return {}
+    try:
+        with reaching(folder):
+            found = system.ls(inside, detail=True)  # as `entries` saw it, where fsspec remembers
+    except OSError:
+        return {}
+    return {info["name"].rsplit("/", 1)[-1]: info["size"] for info in found if info.get("size") is not None}
 
 
 def expand(pattern: str) -> list[str]:

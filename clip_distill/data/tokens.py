@@ -36,13 +36,14 @@ class TokenizerSpec:
     """Which tokenizer, as plain data: two specs of the same `identity` give equal tokens.
 
     Args:
-        source: "clip" for CLIP's own BPE, "clip-pruned" for a part of it; "transformers:PATH_OR_NAME" for a Hugging
-            Face tokenizer as it is; a path or name alone for one behind open_clip's cleaning of text.
+        source: "clip" for CLIP's own BPE, "clip-pruned" for a part of it; "tokenizer.json" for one whose file is in
+            `cfg`; "transformers:PATH_OR_NAME" for a Hugging Face tokenizer as it is; a path or name alone for one
+            behind open_clip's cleaning of text.
         context_length: C; longer captions are truncated, with the end-of-text token kept.
         vocab_size: Rows that an embedding table needs.
         pad_id: Fills a row behind its caption's end.
-        cfg: open_clip's text_cfg keys that name the tokenizer (`hf_tokenizer_name`, `tokenizer_kwargs`, …), and which
-            tokens a pruned one keeps.
+        cfg: open_clip's text_cfg keys that name the tokenizer (`hf_tokenizer_name`, `tokenizer_kwargs`, …), which
+            tokens a pruned one keeps, and the content of a tokenizer.json.
         pad_is_end: `pad_id` also ends a caption, as in Hugging Face's CLIP: the first one belongs to the caption.
         sha256: Content hash of a Hugging Face tokenizer, whose folder may be copied or changed; empty for the others.
     """
@@ -63,7 +64,7 @@ class TokenizerSpec:
         """
         from open_clip.tokenizer import SimpleTokenizer
 
-        from clip_distill.data import hf_tokens, pruned
+        from clip_distill.data import hf_tokens, new_tokenizer, pruned
 
         kwargs = self.cfg.get("tokenizer_kwargs") or {}
         if self.source == "clip":
@@ -71,6 +72,8 @@ class TokenizerSpec:
             return tokenizer
         if (kept := pruned.kept_ids(self.as_dict())) is not None:
             return pruned.PrunedTokenizer(kept, self.context_length, **kwargs)
+        if self.source == new_tokenizer.SOURCE:
+            return new_tokenizer.load(self)
         plain = self.source.startswith(PLAIN)
         mode = self.cfg.get("tokenizer_mode")
         source = self.source.removeprefix(PLAIN)

@@ -58,7 +58,8 @@ def towers_table(report: dict[str, Any]) -> Table:
         parameters = report["teacher"]["parameters"][tower]
         table.add_row(f"teacher, {tower}", report["teacher"]["name"], millions(parameters), "", "")
     for tower, student in report["students"].items():
-        closeness = (f"{student['mean_cosine']:.4f}", f"{100 * student['neighbour_overlap']:.0f}%")
+        cosine, overlap = student["mean_cosine"], student["neighbour_overlap"]
+        closeness = ("–", "–") if cosine is None else (f"{cosine:.4f}", f"{100 * overlap:.0f}%")
         table.add_row(f"student, {tower}", student["name"], millions(student["parameters"]), *closeness)
     return table
 
@@ -71,6 +72,8 @@ def notes(report: dict[str, Any]) -> list[str]:
     """What does not count, and why."""
     data = report["data"]
     lines = [f"skipped {count} photos: {reason}" for reason, count in data["skipped_images"].items()]
+    if report["captions_unknown_to_teacher"]:
+        lines.append("the store has none of these captions, so the teacher's text tower is left out")
     if data["dropped_captions"]:
         lines.append(f"{data['dropped_captions']} captions don't count: they have no photo, or theirs was skipped")
     if data["images_without_caption"]:

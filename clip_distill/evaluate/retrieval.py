@@ -151,21 +151,24 @@ def measure_pairings(
     """Retrieval of every image tower with every text tower.
 
     Args:
-        images: Tower's name → [N_i, D]; "teacher" must be among them.
-        texts: Tower's name → [N_t, D]; "teacher" must be among them.
+        images: Tower's name → [N_i, D].
+        texts: Tower's name → [N_t, D]; without "teacher" for captions that it was never shown.
         image_of_caption: [N_t].
 
     Returns:
         A record a pairing, teacher × teacher first: `image` and `text` (the names), the metrics of
-        `retrieval_metrics`, and `kept`: each recall in per cent of teacher × teacher's, None where that is 0.
+        `retrieval_metrics`, and `kept`: each recall in per cent of teacher × teacher's, None where that is 0 or was
+        not measured.
     """
     pairs = sorted(((i, t) for i in images for t in texts), key=lambda pair: pair != ("teacher", "teacher"))
     records: list[dict[str, Any]] = []
+    whole: dict[str, float] = {}
     for image, text in pairs:
         metrics = retrieval_metrics(images[image], texts[text], image_of_caption)
-        whole = records[0] if records else metrics
+        if (image, text) == ("teacher", "teacher"):
+            whole = metrics
         kept = {
-            name: 100 * (metrics[name] / whole[name]) if whole[name] else None for name in (*RECALLS, "mean_recall")
+            name: 100 * (metrics[name] / whole[name]) if whole.get(name) else None for name in (*RECALLS, "mean_recall")
         }
         records.append({"image": image, "text": text, **metrics, "kept": kept})
     return records

@@ -3,4 +3,8 @@
 from __future__ import annotations
 
 # `(folder, image tower, text tower, teacher) -> None`, each tower as (TowerSpec, nn.Module); checks what it wrote
-EXPORTS = {"open_clip": "clip_distill.export.open_clip:write"}
+EXPORTS = {
+    "open_clip": "clip_distill.export.open_clip:write",
+    "onnx": "clip_distill.export.onnx:write",
+    "onnx-int8": "clip_distill.export.onnx:write_int8",
+}

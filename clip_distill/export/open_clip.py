@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clip_distill.data.new_tokenizer import open_clip_options
 from clip_distill.data.tokens import PLAIN, TokenizerSpec, tokenize
 from clip_distill.data.views import normalise
 from clip_distill.export.vocabulary import expand_vocabulary
@@ -80,7 +81,7 @@ def describe(image: TowerSpec, text: TowerSpec, teacher: dict[str, Any]) -> dict
             )
     if image.embed_dim != text.embed_dim:
         raise ValueError(f"expected towers of one width, found image {image.embed_dim} and text {text.embed_dim}")
-    text_cfg = text.cfg | text.tokenizer.get("cfg", {})
+    text_cfg = text.cfg | open_clip_options(text.tokenizer)
     if text.tokenizer["source"] != "clip":
         # any name makes open_clip read the tokenizer's files from the folder itself
         text_cfg.setdefault("hf_tokenizer_name", Path(text.tokenizer["source"].removeprefix(PLAIN)).name)

@@ -4,6 +4,8 @@ A loss is a module called with `student` and `target` [B, D] that returns a scal
 class attribute, `needs = ("bank",)`, and is called with that too, in that order:
 
     bank [K, D]: the teacher's stored embeddings of the other tower, not normalised; the same K throughout a run
+    pair [B, D]: of them, the one of what each sample is paired with (a caption of the photo, or the photo of the
+        caption), drawn for each batch; a row of zeros for a sample that has none
 """
 
 from __future__ import annotations
@@ -28,8 +30,11 @@ LOSSES = {
     "queue_kl": "clip_distill.losses.queue:QueueKL",
     "bank_kl": "clip_distill.losses.bank:BankKL",
     "affinity": "clip_distill.losses.bank:Affinity",
+    "icl": "clip_distill.losses.pair:ICL",
+    "pair_affinity": "clip_distill.losses.pair:PairAffinity",
 }
-NEEDS = ("bank",)
+NEEDS = ("bank",)  # the same throughout a run
+BATCH_NEEDS = ("pair",)  # of each batch
 
 
 def needed(names: Sequence[str]) -> set[str]:
@@ -90,20 +95,32 @@ class WeightedSum(nn.Module):
         self.losses = nn.ModuleList(_make(name, options.get(name, {})) for name in names)
         context = context or {}
         for name, loss in zip(names, self.losses, strict=True):
-            if missing := set(needs_of(loss)) - set(context):
+            if missing := set(needs_of(loss)) - set(context) - set(BATCH_NEEDS):
+                known = ", ".join(NEEDS + BATCH_NEEDS)
                 raise ValueError(
-                    f"loss {name!r} needs {sorted(missing)}, which it was not given; a run can give {', '.join(NEEDS)}"
+                    f"loss {name!r} needs {sorted(missing)}, which it was not given; a run can give {known}"
                 )
-        for need in sorted({need for loss in self.losses for need in needs_of(loss)}):
+        for need in sorted({need for loss in self.losses for need in needs_of(loss)} - set(BATCH_NEEDS)):
             self.register_buffer(need, context[need], persistent=False)
 
-    def forward(self, student: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Student and teacher embeddings [B, D], not normalised → the sum, and each loss before its factor."""
+    def forward(self, student: Tensor, target: Tensor, pair: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Student and teacher embeddings [B, D], not normalised → the sum, and each loss before its factor.
+
+        Args:
+            student: [B, D].
+            target: [B, D] the teacher's.
+            pair: [B, D] for losses that need it.
+
+        Raises:
+            ValueError: A loss needs `pair`, which is None.
+        """
         target = target.to(student.dtype)  # a batch may come in the trainer's half precision
-        parts = {
-            name: loss(student, target, *(self.get_buffer(need).to(student.dtype) for need in needs_of(loss)))
-            for name, loss in zip(self.names, self.losses, strict=True)
-        }
+        given = dict(self.named_buffers(recurse=False)) | ({} if pair is None else {"pair": pair})
+        parts = {}
+        for name, loss in zip(self.names, self.losses, strict=True):
+            if missing := set(needs_of(loss)) - set(given):
+                raise ValueError(f"loss {name!r} needs each batch's {', '.join(sorted(missing))}, which it did not get")
+            parts[name] = loss(student, target, *(given[need].to(student.dtype) for need in needs_of(loss)))
         terms = [factor * part for factor, part in zip(self.factors, parts.values(), strict=True)]
         return torch.stack(terms).sum(), parts
 

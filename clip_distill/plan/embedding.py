@@ -99,31 +99,41 @@ class EmbedMeasures:
 
 
 def measure_embed(job: EmbedJob) -> EmbedMeasures:
-    """Scan the data, load the teacher, and measure; meant for a process of its own."""
+    """Scan the data, load the teacher, and measure; meant for a process of its own.
+
+    First what `embed` does, in its order, with one tower in memory at a time: so its peak is this process's peak until
+    then. Then each stage on its own.
+    """
     found = EmbedMeasures()
-    runners: dict[Tower, Runner] = {}
     with PeakMemory() as memory:
         corpus = scan(job.data, job.sources)
         for line in corpus.report.lines():
             print(line, flush=True)
         measuring = 0.0
         for tower in TOWERS:
-            spec, module = load_teacher(job.teacher, tower)
-            runner = Runner(spec, module, pick_device(job.device), job.precision, job.batch_size, job.workers)
+            runner = _load(job, tower)
             began = time.perf_counter()
-            runners[tower] = runner
-            _describe(found, job, tower, spec.teacher, corpus)
+            _describe(found, job, tower, runner.spec.teacher, corpus)
             (_measure_images if tower == "image" else _measure_texts)(found, job, runner, corpus)
             measuring += time.perf_counter() - began
+            del runner  # before the next tower is loaded
         found.startup = time.time() - psutil.Process().create_time() - measuring
     found.peak = memory.peak
-    on_cuda = runner.device.type == "cuda"
-    found.device_peak = torch.cuda.max_memory_allocated(runner.device) if on_cuda else None
-    for tower, runner in runners.items():
+    device = pick_device(job.device)
+    found.device_peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    for tower in TOWERS:
+        runner = _load(job, tower)
+        if tower == "image":
+            _measure_stages(found, job, runner, corpus)
         most = max(count for table, count in found.items.items() if table.startswith(tower))
-        most *= job.views if tower == "image" else 1
-        found.largest[tower] = largest_embed_batch(runner, most)
+        found.largest[tower] = largest_embed_batch(runner, most * (job.views if tower == "image" else 1))
+        del runner
     return found
+
+
+def _load(job: EmbedJob, tower: Tower) -> Runner:
+    spec, module = load_teacher(job.teacher, tower)
+    return Runner(spec, module, pick_device(job.device), job.precision, job.batch_size, job.workers)
 
 
 def _describe(found: EmbedMeasures, job: EmbedJob, tower: Tower, teacher: dict[str, Any], corpus: Corpus) -> None:
@@ -162,12 +172,10 @@ def _measure_images(found: EmbedMeasures, job: EmbedJob, runner: Runner, corpus:
         made_by = found.manifests[table]
         images = (corpus.train if split == "train" else corpus.val).require_images()
         views = Views(runner.spec.preprocess, made_by.augment, made_by.seed)
-        if "decode, one worker" not in found.stages:
-            say(f"photos of {table}: decoding, then the teacher's image tower")
-            pixels = _measure_decoding(found, job, images, views, made_by.views)
-            found.stages["teacher, image tower"] = _tower_rate(runner, pixels, job.seconds)
         say(f"the embedding of {table}, from file to embedding")
         rows, rate, reasons = embed_some_images(runner, images, views, made_by.views, job.seconds)
+        if not rows:
+            raise ValueError(f"expected photos that can be read, found none among {len(reasons)}: {reasons[0]}")
         found.embedding[table] = rate
         if split == "train" or not found.good_rows:
             found.good_rows = sorted(rows)
@@ -175,20 +183,29 @@ def _measure_images(found: EmbedMeasures, job: EmbedJob, runner: Runner, corpus:
             found.skipped = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
 
 
+def _measure_stages(found: EmbedMeasures, job: EmbedJob, runner: Runner, corpus: Corpus) -> None:
+    """Time decoding and the tower on their own, on photos of the largest table that is wanted."""
+    split = "train" if "image-train" in found.manifests else "val"
+    made_by = found.manifests[f"image-{split}"]
+    images = (corpus.train if split == "train" else corpus.val).require_images()
+    views = Views(runner.spec.preprocess, made_by.augment, made_by.seed)
+    say("photos: decoding, then the teacher's image tower")
+    pixels = _measure_decoding(found, job, images, views, made_by.views)
+    found.stages["teacher, image tower"] = _tower_rate(runner, pixels, job.seconds)
+
+
 def _measure_decoding(found: EmbedMeasures, job: EmbedJob, images: pa.Table, views: Views, count: int) -> Tensor:
     """Time one process that renders V views a photo; return what it rendered, [B, 3, S, S]."""
-    dataset = ImageViews(images, views, count)
+    dataset = ImageViews(images.take(found.good_rows), views, count)
     rendered: list[Tensor] = []
     began, done = time.perf_counter(), 0
-    for row in sample_rows(len(images), MOST_BATCHES * job.batch_size, seed=1):
+    for row in sample_rows(len(dataset), MOST_BATCHES * job.batch_size, seed=1):
         _, pixels = dataset[int(row)]
         done += 1
         if isinstance(pixels, Tensor) and len(rendered) * count < job.batch_size:
             rendered.append(pixels)
         if rendered and time.perf_counter() - began > job.seconds:
             break
-    if not rendered:
-        raise ValueError(f"expected photos that can be read, found none among {done}; the first says: {dataset[0][1]}")
     found.stages["decode, one worker"] = Rate(done, time.perf_counter() - began)
     return torch.cat(rendered)
 

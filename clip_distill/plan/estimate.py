@@ -18,7 +18,6 @@ from clip_distill.store.table import Manifest, view_file
 
 NPY_HEADER = 128  # bytes, of a one- or two-dimensional array
 DIGEST = "0" * 64
-STATES = 5  # copies of the weights that a run leaves: best and last checkpoint, Adam's two moments, the student
 
 
 @dataclass(frozen=True)
@@ -108,9 +107,10 @@ def shard_buffer_bytes(made_by: Manifest, rows: int) -> int:
     return rows * made_by.dim * (8 * made_by.views + 2 * np.dtype(made_by.dtype).itemsize)
 
 
-def run_bytes(parameters: int) -> int:
-    """Disk of a run: two checkpoints (the last with Adam's moments) and the student, in float32."""
-    return STATES * 4 * parameters
+def run_bytes(parameters: int, trainable: int, average: bool) -> int:
+    """Disk of a run, in float32: the best and the last checkpoint and the student; the last has Adam's two moments of
+    what trains, and both have the average of the weights where one is kept."""
+    return 4 * ((5 if average else 3) * parameters + 2 * trainable)
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, get_start_method, set_start_method
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 import torch
 
+from clip_distill.allocator import give_back, keep_memory
 from clip_distill.plan.estimate import grow, largest_batch
 
 T = TypeVar("T")
@@ -123,12 +122,19 @@ def in_own_process(function: Callable[..., T], *arguments: Any) -> T:
     # a bar over a sample would look like the real thing's; tqdm reads this as it is imported, so before the process is
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool, environment("TQDM_DISABLE", "1"):
         try:
-            return pool.submit(function, *arguments).result()
+            return pool.submit(_as_a_verb, get_start_method(), function, *arguments).result()
         except BrokenProcessPool as error:
             raise ValueError(
                 f"the process that measured ({function.__name__}) was killed, most likely for want of memory "
                 f"({available_bytes() / 2**30:.1f} GiB are free now). Try smaller --batch_size and --loader.batch_size"
             ) from error
+
+
+def _as_a_verb(start_method: str, function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function where memory is kept and workers start as in a verb: a spawned process would spawn its own."""
+    set_start_method(start_method, force=True)
+    keep_memory()
+    return function(*arguments)
 
 
 def largest_that_fits(run: Callable[[int], Any], device: torch.device, batch_size: int, most: int) -> int:
@@ -143,18 +149,11 @@ def largest_that_fits(run: Callable[[int], Any], device: torch.device, batch_siz
     run(small)  # what is allocated once
     free, peaks = available_bytes(), []
     for size in (small, large):
-        give_back()
+        give_back()  # memory that is kept would hide what the next call takes
         with PeakMemory(interval=0.002, alone=True) as memory:
             run(size)
         peaks.append(memory.peak)
     return largest_batch(free, (peaks[1] - peaks[0]) / (large - small), most)
-
-
-def give_back() -> None:
-    """Let glibc return what is freed to the system: memory that it keeps would hide what the next call takes."""
-    gc.collect()
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def fits_on_cuda(run: Callable[[int], Any], size: int) -> bool:

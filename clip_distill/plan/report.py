@@ -113,7 +113,7 @@ def fit_report(job: FitJob, found: FitMeasures) -> dict[str, Any]:
             "epoch_seconds": seconds.epoch,
             "validation_seconds": seconds.validation,
             "seconds": found.startup + seconds.total,
-            "bytes": run_bytes(found.parameters),
+            "bytes": run_bytes(found.parameters, found.trainable, job.recipe.ema > 0),
             "largest_batch": found.largest,
         },
     }

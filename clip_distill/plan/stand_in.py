@@ -17,22 +17,48 @@ from torch.utils.data import IterableDataset
 
 from clip_distill.data.layout import Split
 from clip_distill.data.module import Batch
+from clip_distill.data.tokens import Ragged
 from clip_distill.store.table import PHOTOS, Store
 from clip_distill.towers import Tower
 from clip_distill.validation import Validation
 
+SHARD_ROWS = 8192
+
 
 class RandomStore(Store):
-    """In place of the store that is still to be made: any row, at any view, random numbers [B, D]."""
+    """In place of the store that is still to be made: its ids, and random numbers for any row at any view.
 
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
+    All else is the store's own code, so that looking ids up takes the time and memory that it will take.
+
+    Args:
+        dim: D.
+        ids: [N] strings.
+        tokens: The teacher's, of a text store, N rows.
+    """
+
+    def __init__(self, dim: int, ids: pa.Array, tokens: Ragged | None = None) -> None:
+        self.dim, self.known = dim, ids
+        self.starts = np.append(np.arange(0, len(ids), SHARD_ROWS), len(ids))
+        if tokens is not None:
+            self.__dict__["tokens"] = tokens  # kept as the store keeps its own, once they are read
+
+    def __len__(self) -> int:
+        return len(self.known)
 
     def embeddings(self, rows: NDArray[np.int64], views: NDArray[np.int64] | int = 0) -> NDArray[Any]:
+        """[B, D] float16."""
         return np.random.default_rng(0).standard_normal((len(rows), self.dim), np.float32).astype(np.float16)
 
-    def photos(self, rows: NDArray[np.int64]) -> pa.Table:
-        return pa.table([pa.nulls(len(rows), kind) for kind in PHOTOS.types], schema=PHOTOS)
+    @property
+    def _shards(self) -> int:
+        return len(self.starts) - 1
+
+    def _shard_ids(self, shard: int) -> pa.Array:
+        return self.known.slice(self.starts[shard], self.starts[shard + 1] - self.starts[shard])
+
+    def _shard_photos(self, shard: int) -> pa.Table:
+        rows = self.starts[shard + 1] - self.starts[shard]
+        return pa.table([pa.nulls(rows, kind) for kind in PHOTOS.types], schema=PHOTOS)
 
 
 def random_validation(tower: Tower, split: Split, dim: int) -> Validation:

@@ -19,17 +19,19 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
-from clip_distill.assemble import build_student, make_objective
-from clip_distill.data.layout import Corpus, scan
-from clip_distill.data.module import Batch, Captions, DistillData, Images, LoaderOptions, default_workers
+from clip_distill.assemble import build_student, make_objective, same_tokenizer, scan_corpus
+from clip_distill.data.layout import Corpus
+from clip_distill.data.module import Batch, Captions, DistillData, Images, LoaderOptions
 from clip_distill.data.tokens import TokenizerSpec, tokenize
 from clip_distill.data.views import Views
 from clip_distill.distill import Distiller
+from clip_distill.losses import needed
 from clip_distill.plan.estimate import Rate, sample_rows
 from clip_distill.plan.memory import PeakMemory, largest_that_fits
 from clip_distill.plan.stand_in import RandomStore, SameBatch, random_pairs, random_validation
 from clip_distill.plan.timing import say
 from clip_distill.recipe import Recipe
+from clip_distill.store.table import NO_IDS
 from clip_distill.towers import TowerSpec, count_parameters, pick_device
 
 MOST_TOKENISED = 65_536
@@ -52,6 +54,7 @@ class FitJob:
         seed: The view seed.
         good_rows: Rows of training photos that can be read.
         readable: Their share of the sample that they are of.
+        other_rows: Of the other tower's training table, from which banks are drawn.
         device: As of `pick_device`.
         seconds: How long each stage is measured.
     """
@@ -64,6 +67,7 @@ class FitJob:
     seed: int
     good_rows: list[int]
     readable: float
+    other_rows: int
     device: str
     seconds: float
 
@@ -74,6 +78,7 @@ class FitMeasures:
 
     Args:
         parameters: Of the student; counted.
+        trainable: Those of them that are not frozen; counted.
         rows: Training rows; extrapolated where photos can't be read.
         steps: Of an epoch.
         val_rows: Rows that the student embeds to validate.
@@ -87,6 +92,7 @@ class FitMeasures:
     """
 
     parameters: int
+    trainable: int
     rows: int
     steps: int
     val_rows: int
@@ -142,16 +148,15 @@ def measure_fit(job: FitJob) -> FitMeasures:
     warnings.filterwarnings("ignore", module="lightning")
     recipe, device = job.recipe, pick_device(job.device)
     with PeakMemory() as memory:
-        corpus = scan(recipe.data, recipe.sources)
+        corpus = scan_corpus(recipe)
         spec, student = build_student(recipe, job.teacher, corpus)
         train, some = (_images if recipe.tower == "image" else _captions)(job, spec, corpus)
         whole = random_validation(recipe.tower, corpus.val, spec.embed_dim)
-        bank = {"bank": torch.randn(recipe.loss.bank, spec.embed_dim)}
-        module = Distiller(spec, student, make_objective(recipe.loss, bank), recipe.optimizer, whole)
-        workers = recipe.loader.workers if recipe.loader.workers is not None else default_workers(recipe.tower)
+        module = Distiller(spec, student, make_objective(recipe.loss, _bank(job, spec)), recipe.optimizer, whole)
+        module.prepare(recipe)
         # three batches at least: the first warms up
         val_batch_size = min(recipe.loader.val_batch_size, -(-len(some) // 3))
-        options = LoaderOptions(recipe.loader.batch_size, val_batch_size, workers)
+        options = LoaderOptions(recipe.loader.batch_size, val_batch_size, recipe.loader.workers)
         data = DistillData(train, some, job.views if recipe.tower == "image" else 1, options, recipe.seed)
         say(f"training steps of the {recipe.tower} student, {len(train):,} rows, batch {options.batch_size}")
         clock = Clock(job.seconds)
@@ -166,6 +171,7 @@ def measure_fit(job: FitJob) -> FitMeasures:
     device_peak = torch.cuda.max_memory_allocated(device) if on_cuda else None
     return FitMeasures(
         parameters=count_parameters(student),
+        trainable=sum(each.numel() for each in student.parameters() if each.requires_grad),
         rows=len(train),
         steps=len(data.train_dataloader()),
         val_rows=len(whole.own),
@@ -197,6 +203,15 @@ def make_trainer(job: FitJob, device: torch.device, *callbacks: L.Callback, **op
     )
 
 
+def _bank(job: FitJob, spec: TowerSpec) -> dict[str, torch.Tensor]:
+    """What the losses need beside the batch: numbers for the other tower's embeddings, drawn as float16 at first."""
+    loss = job.recipe.loss
+    if "bank" not in needed(loss.names):
+        return {}
+    rows = np.arange(min(loss.bank, job.other_rows))
+    return {"bank": torch.from_numpy(RandomStore(spec.embed_dim, NO_IDS).embeddings(rows)).float()}
+
+
 def _val_sample(job: FitJob, val_rows: int) -> int:
     """Rows to validate on: up to three batches."""
     return max(3, min(val_rows, 3 * job.recipe.loader.val_batch_size))
@@ -206,9 +221,10 @@ def _images(job: FitJob, spec: TowerSpec, corpus: Corpus) -> tuple[Images, Image
     """As many photos as the store will have, all of them ones that can be read."""
     photos = corpus.train.require_images()
     count = max(1, round(len(photos) * job.readable))
+    store = RandomStore(spec.embed_dim, photos.column("id").combine_chunks().slice(0, count))
+    rows = store.find(photos.column("id"))
     known = photos.take(np.resize(np.array(job.good_rows), count))
-    views = Views(spec.preprocess, job.augment, job.seed)
-    train = Images(known, views, RandomStore(spec.embed_dim), np.arange(count))
+    train = Images(known, Views(spec.preprocess, job.augment, job.seed), store, rows[rows >= 0])
     some = _val_sample(job, len(corpus.val.require_images()))
     return train, Images(photos.take(np.resize(np.array(job.good_rows), some)), Views(spec.preprocess))
 
@@ -220,8 +236,14 @@ def _captions(job: FitJob, spec: TowerSpec, corpus: Corpus) -> tuple[Captions, C
     pad, width = tokenizer.pad_id, None if spec.causal else tokenizer.context_length
     sample = captions.take(pa.array(sample_rows(len(captions), min(len(captions), MOST_TOKENISED))))
     tokens = tokenize(tokenizer, sample.to_pylist())
-    rows = np.resize(np.arange(len(tokens)), len(captions))
-    train = Captions(tokens.take(rows), pad, width, RandomStore(spec.embed_dim), rows)
+    whole = tokens.take(np.resize(np.arange(len(tokens)), len(captions)))
+    store = RandomStore(spec.embed_dim, captions, whole)
+    rows = store.find(captions)
+    if same_tokenizer(spec.tokenizer, job.teacher["tokenizer"]):
+        whole = store.tokens.take(rows)
+    else:
+        store.ids.take(pa.array(rows)).to_pylist()  # of which `fit` tokenises all
+    train = Captions(whole, pad, width, store, rows)
     some = _val_sample(job, len(corpus.val.require_captions().column("text").unique()))
     return train, Captions(tokens.take(np.resize(np.arange(len(tokens)), some)), pad, width)
 

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from clip_distill.data.captions import find_photos
 from clip_distill.data.tokens import TokenizerSpec, tokenize
 from clip_distill.store.build import EmbedParts, Part
 from clip_distill.store.table import Manifest, Store
@@ -160,6 +161,22 @@ def _map_part(path: Path, dim: int) -> NDArray[Any]:
             f"{list(array.shape)}. Is --teacher the one that made it?"
         )
     return array
+
+
+def photo_ids(names: pa.ChunkedArray, images: pa.Table) -> pa.ChunkedArray:
+    """The id of each named photo among those of `data.layout`; null where there is none.
+
+    Raises:
+        ValueError: There is none for any of them.
+    """
+    ids = images.column("id").combine_chunks()
+    found = find_photos(pa.concat_arrays(names.chunks), ids)
+    if found.null_count == len(found):
+        raise ValueError(
+            f"expected photos of the data named as in image_path, found none: image_path has {names[0].as_py()!r}, "
+            f"the data {ids[0].as_py()!r}"
+        )
+    return pa.chunked_array([found])
 
 
 def items_of(folder: Folder, ids: pa.ChunkedArray) -> pa.Table:

@@ -6,7 +6,7 @@ Shapes: B images in a batch, V views, S image side, L tokens of a batch's longes
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from clip_distill.data.images import BadImage, decode, digest_of, read_bytes_of
+from clip_distill.data import images as encoded
+from clip_distill.data.images import BadImage, digest_of, read_bytes_of
 from clip_distill.data.tokens import TokenizerSpec, tokenize
-from clip_distill.data.views import Views, normalise
+from clip_distill.data.views import Views, normalise, stack
 from clip_distill.store.build import Part
 from clip_distill.store.write import Photo, Shard
 from clip_distill.towers import TowerSpec
@@ -51,13 +52,25 @@ class Runner:
     def __post_init__(self) -> None:
         self.module.to(self.device).to(memory_format=torch.channels_last)
 
-    @torch.inference_mode()
     def __call__(self, inputs: Tensor) -> NDArray[np.float32]:
         """Normalised pixels [B, 3, S, S] or tokens [B, L], on the device → float32 [B, D]."""
+        return self.start(inputs)()
+
+    @torch.inference_mode()
+    def start(self, inputs: Tensor) -> Callable[[], NDArray[np.float32]]:
+        """As a call, but on CUDA it returns at once: a function that waits for the result."""
         half = AUTOCAST.get(self.precision)
         with torch.autocast(self.device.type, half) if half else contextlib.nullcontext():
-            embeddings: NDArray[np.float32] = self.module(inputs).float().cpu().numpy()
-        return embeddings
+            embeddings: Tensor = self.module(inputs).float().to("cpu", non_blocking=self.device.type == "cuda")
+        done = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
+
+        def finish() -> NDArray[np.float32]:
+            if done is not None:
+                done.synchronize()
+            result: NDArray[np.float32] = embeddings.numpy()
+            return result
+
+        return finish
 
 
 class Source(NamedTuple):
@@ -87,11 +100,33 @@ class ImageViews(Dataset[tuple[Source, Tensor | str]]):
         row = self.images.slice(index, 1).to_pylist()[0]
         try:
             content = read_bytes_of(row["path"], row["offset"], row["size"])
-            image = decode(content)
+            photo = encoded.Photo(content)
+            pixels = stack([self.views(photo, row["id"], view) for view in self.numbers])
         except BadImage as error:
             return Source(row["id"], None), str(error)
-        source = Source(row["id"], Photo(digest_of(content), len(content)))
-        return source, torch.stack([self.views(image, row["id"], view) for view in self.numbers])
+        return Source(row["id"], Photo(digest_of(content), len(content))), pixels
+
+
+class Rendered(NamedTuple):
+    """A batch of `ImageViews`, as it comes out of a worker: one block of pixels, since each tensor costs a file there.
+
+    Args:
+        sources: What was read, G images.
+        skipped: Id → reason, of those that can't be.
+        pixels: uint8 [G · V, 3, S, S]; None where G is 0.
+    """
+
+    sources: list[Source]
+    skipped: dict[str, str]
+    pixels: Tensor | None
+
+
+def join(items: list[tuple[Source, Tensor | str]]) -> Rendered:
+    """Items of `ImageViews` as a batch."""
+    good = [(source, pixels) for source, pixels in items if isinstance(pixels, Tensor)]
+    skipped = {source.id: reason for source, reason in items if isinstance(reason, str)}
+    pixels = stack([view for _, views in good for view in views]) if good else None
+    return Rendered([source for source, _ in good], skipped, pixels)
 
 
 def embed_images(
@@ -122,29 +157,40 @@ def embed_images(
         ImageViews(images, views, numbers.stop, numbers.start),
         batch_sampler=[rows for _, rows in batches],  # type: ignore[misc]  # a range will do, and is small
         num_workers=runner.workers,
-        collate_fn=list,
+        collate_fn=join,
         pin_memory=runner.device.type == "cuda",
     )
     total = sum(part.stop - part.start for part in parts)
-    shard, photos = Shard([], []), list[Photo]()
-    blocks: list[NDArray[np.float32]] = []
+    shard, photos, blocks = Shard([], []), list[Photo](), list[NDArray[np.float32]]()
     with tqdm(total=total, desc=title, unit=" images", smoothing=0) as bar:
-        for (part, rows), items in zip(batches, loader, strict=True):
-            good = [(source, pixels) for source, pixels in items if isinstance(pixels, Tensor)]
-            shard.skipped |= {source.id: reason for source, reason in items if isinstance(reason, str)}
-            if good:
-                pixels = torch.stack([pixels for _, pixels in good]).to(runner.device, non_blocking=True)  # [B,V,3,S,S]
-                embeddings = runner(normalise(pixels.flatten(0, 1), runner.spec.preprocess))
-                blocks.append(embeddings.reshape(len(good), count, -1))
-                shard.ids += [source.id for source, _ in good]
-                photos += [source.photo for source, _ in good if source.photo is not None]
-            bar.update(len(items))
+        for (part, rows), (batch, embeddings) in zip(batches, _embed(runner, loader), strict=True):
+            shard.ids += [source.id for source in batch.sources]
+            photos += [source.photo for source in batch.sources if source.photo is not None]
+            shard.skipped |= batch.skipped
+            blocks.append(embeddings.reshape(len(batch.sources), count, -1))
+            bar.update(len(rows))
             if rows.stop == part.stop:
-                stacked = np.concatenate(blocks or [np.empty((0, count, runner.spec.embed_dim), np.float32)])
+                stacked = np.concatenate(blocks)
                 shard.views = [stacked[:, view] for view in range(count)]
                 shard.photos = photos
                 yield part, shard
                 shard, photos, blocks = Shard([], []), [], []
+
+
+def _embed(runner: Runner, batches: Iterable[Rendered]) -> Iterator[tuple[Rendered, NDArray[np.float32]]]:
+    """Each batch with its embeddings [G · V, D]; the next batch is with the device while one is handed out."""
+    waiting: list[tuple[Rendered, Callable[[], NDArray[np.float32]]]] = []
+    for batch in batches:
+        if batch.pixels is None:
+            waiting.append((batch, lambda: np.empty((0, runner.spec.embed_dim), np.float32)))
+        else:
+            pixels = batch.pixels.to(runner.device, non_blocking=True)
+            waiting.append((batch, runner.start(normalise(pixels, runner.spec.preprocess))))
+        if len(waiting) > 1:
+            ready, finish = waiting.pop(0)
+            yield ready, finish()
+    for ready, finish in waiting:
+        yield ready, finish()
 
 
 def embed_texts(

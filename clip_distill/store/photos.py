@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from clip_distill.data.images import BadImage, read_image, size_of
+from clip_distill.data.paths import is_url, listed_sizes
 from clip_distill.store.table import Store, StoreError
 
 SHOWN = 10  # differences in an error message
@@ -21,7 +26,8 @@ def require_same_sizes(store: Store, images: pa.Table) -> None:
 
     Args:
         store: A finished table of images.
-        images: Table of `data.layout`. Photos behind a URL, unless they are in a tar, are not looked at.
+        images: Table of `data.layout`. Of photos behind a URL, their folders are listed; a web server's are not
+            looked at.
 
     Raises:
         StoreError: Photos of another size lie under ids that the table has.
@@ -31,8 +37,9 @@ def require_same_sizes(store: Store, images: pa.Table) -> None:
     expected = store.photos(rows[rows >= 0]).column("bytes").to_pylist()
     records = (record for batch in known.to_batches(CHUNK) for record in batch.to_pylist())
     changed = []
+    listed = lru_cache(16)(listed_sizes)  # photos are sorted by id, so those of one folder come together
     for record, bytes in zip(tqdm(records, "sizes", len(known), delay=2), expected, strict=True):
-        found = None if bytes is None else size_of(record["path"], record["offset"], record["size"])
+        found = None if bytes is None else _size_of(record, listed)
         if found is not None and found != bytes:
             changed.append(f"{record['id']}: expected {bytes:,} bytes, found {found:,}")
     if changed:
@@ -42,6 +49,14 @@ def require_same_sizes(store: Store, images: pa.Table) -> None:
             + "\n  ".join(changed[:SHOWN] + more)
             + "\nName another --store for other photos, or bring the old ones back."
         )
+
+
+def _size_of(record: dict[str, Any], listed: Callable[[str], dict[str, int]]) -> int | None:
+    """Bytes of a photo as it is encoded; None where nobody says."""
+    if is_url(record["path"]) and record["offset"] < 0:
+        folder, name = record["path"].rsplit("/", 1)
+        return listed(folder).get(name)
+    return size_of(record["path"], record["offset"], record["size"])
 
 
 def readable(images: pa.Table) -> NDArray[np.bool_]:

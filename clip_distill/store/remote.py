@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from clip_distill.data.paths import is_url
+from clip_distill.data.paths import is_file, is_url, reaching, read_bytes
 from clip_distill.files import read_json, sha256, write_json
 
 
@@ -50,18 +50,26 @@ class RemotePath:
         return {"url": self.url}  # connections don't go to worker processes
 
     def is_file(self) -> bool:
+        """Whether it is there now, as `glob` says.
+
+        Raises:
+            OSError: Nobody answers.
+        """
         system, inside = self._place
-        return bool(system.isfile(inside))
+        system.invalidate_cache(system._parent(inside))
+        return is_file(self.url)
 
     def glob(self, pattern: str) -> list[RemotePath]:
         """What matches below this folder now: listings that fsspec has kept are dropped, other processes write, too."""
-        system, inside = self._place
-        system.invalidate_cache()
-        return [RemotePath(system.unstrip_protocol(path)) for path in sorted(system.glob(f"{inside}/{pattern}"))]
+        with reaching(self.url):
+            system, inside = self._place
+            system.invalidate_cache()
+            return [RemotePath(system.unstrip_protocol(path)) for path in sorted(system.glob(f"{inside}/{pattern}"))]
 
     def open(self, mode: str = "rb") -> IO[bytes]:
-        system, inside = self._place
-        return cast("IO[bytes]", system.open(inside, mode))
+        with reaching(self.url):
+            system, inside = self._place
+            return cast("IO[bytes]", system.open(inside, mode))
 
     def read_bytes(self) -> bytes:
         """The whole file.
@@ -69,14 +77,24 @@ class RemotePath:
         Raises:
             FileNotFoundError: It is not there.
         """
-        system, inside = self._place
-        return cast("bytes", system.cat_file(inside))
+        return read_bytes(self.url)
 
     def write_bytes(self, content: bytes | memoryview) -> None:
-        """Write the whole file; object stores show the old one until it is complete."""
-        system, inside = self._place
-        system.makedirs(system._parent(inside), exist_ok=True)
-        system.pipe_file(inside, bytes(content))
+        """Write the whole file; object stores show the old one until it is complete.
+
+        Raises:
+            FileNotFoundError: There is no such bucket.
+        """
+        with reaching(self.url):
+            system, inside = self._place
+            try:
+                system.pipe_file(inside, bytes(content))
+            except FileNotFoundError:
+                # a folder is made where one is needed; a bucket, which s3fs would make, too, may be a typo
+                if not system.exists(inside.strip("/").split("/")[0]):
+                    raise
+                system.makedirs(system._parent(inside), exist_ok=True)
+                system.pipe_file(inside, bytes(content))
 
 
 Location = Path | RemotePath
@@ -131,9 +149,10 @@ def local_copy(path: Location, digest: str) -> Path:
         return copy
     copy.parent.mkdir(parents=True, exist_ok=True)
     aside = copy.with_name(f".{digest}.{uuid.uuid4().hex}.tmp")  # several workers may want one file at a time
-    system, inside = path._place
     try:
-        system.get_file(inside, str(aside))
+        with reaching(path.url):
+            system, inside = path._place
+            system.get_file(inside, str(aside))
         found = sha256(aside)
         if found != digest:
             raise ValueError(f"{path}: expected SHA-256 {digest}, found {found}. Run `clip-distill store verify`.")

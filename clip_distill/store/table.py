@@ -34,12 +34,14 @@ from numpy.typing import NDArray
 
 from clip_distill.data.tokens import Ragged, identity, starts
 from clip_distill.store.arrays import data_offset, open_files, raw, read_into
+from clip_distill.store.lookup import find_in_parts
 from clip_distill.store.remote import Location, local_copy, locate
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 ROWS = "rows.parquet"
 PHOTOS = pa.schema({"digest": pa.uint64(), "bytes": pa.int64()})
+NO_IDS = pa.array([], pa.large_string())
 FIND_ROWS = 1_000_000
 
 
@@ -174,7 +176,7 @@ class Store:
     @cached_property
     def ids(self) -> pa.Array:
         """[N] strings: image ids, or the captions themselves."""
-        return pa.concat_arrays([pa.array([], pa.large_string()), *map(self._shard_ids, range(self._shards))])
+        return pa.concat_arrays([NO_IDS, *map(self._shard_ids, range(self._shards))])
 
     def photos(self, rows: NDArray[np.int64]) -> pa.Table:
         """[B] which photo each of the rows is of: `digest` and `bytes`; null where nobody knows, as of captions."""
@@ -182,20 +184,15 @@ class Store:
         return everything.take(pa.array(rows))
 
     def find(self, ids: pa.Array | pa.ChunkedArray | list[str]) -> NDArray[np.int64]:
-        """Row of each id; -1 where there is none.
-
-        A hash table takes some hundred bytes an id, so the store's ids go into one a part at a time.
-        """
-        needles = pa.chunked_array([pa.array(ids, pa.large_string())]) if isinstance(ids, list) else ids
-        needles = needles.cast(pa.large_string())
-        rows = np.full(len(needles), -1, np.int64)
-        for first, last in _runs(self.starts, FIND_ROWS):
-            part = pa.concat_arrays([self._shard_ids(shard) for shard in range(first, last)])
-            left = np.flatnonzero(rows < 0)
-            wanted = needles if len(left) == len(rows) else needles.take(pa.array(left))
-            found = np.asarray(pc.index_in(wanted, value_set=part).fill_null(-1)).astype(np.int64)
-            rows[left] = np.where(found < 0, -1, found + self.starts[first])
-        return rows
+        """Row of each id; -1 where there is none."""
+        needles = pa.array(ids, pa.large_string()) if isinstance(ids, list) else ids.cast(pa.large_string())
+        if isinstance(needles, pa.ChunkedArray):
+            needles = needles.chunk(0) if needles.num_chunks == 1 else pa.concat_arrays([NO_IDS, *needles.chunks])
+        runs = _runs(self.starts, FIND_ROWS)
+        parts = (pa.concat_arrays([NO_IDS, *map(self._shard_ids, range(*run))]) for run in runs)
+        if len(self) <= FIND_ROWS:  # one part, for which Arrow's hash table is small and fast
+            return np.asarray(pc.index_in(needles, value_set=next(parts, NO_IDS)).fill_null(-1)).astype(np.int64)
+        return find_in_parts(needles, parts, FIND_ROWS)
 
     def embeddings(self, rows: NDArray[np.int64], views: NDArray[np.int64] | int = 0) -> NDArray[Any]:
         """[B, D] stored embeddings of the given rows, each at its view; any order, repeats allowed.
@@ -267,7 +264,7 @@ class Store:
 
     def _shard_ids(self, shard: int) -> pa.Array:
         column = pq.read_table(self.file(shard, ROWS), columns=["id"]).column("id").cast(pa.large_string())
-        return pa.concat_arrays([pa.array([], pa.large_string()), *column.chunks])
+        return pa.concat_arrays([NO_IDS, *column.chunks])
 
     def _shard_photos(self, shard: int) -> pa.Table:
         rows = pq.read_table(self.file(shard, ROWS))

@@ -108,12 +108,41 @@ def test_photos_that_cannot_be_read_are_counted_and_left_out(
     assert report["fit"]["image"]["extrapolated"]["rows"] == 24
 
 
+def test_each_tower_may_have_a_recipe_and_banks_need_the_other_towers_table(
+    tiny_data: Path, tiny_teacher: str, tmp_path: Path
+) -> None:
+    for tower, loss in (("image", "[cosine, bank_kl]"), ("text", "[mse]")):
+        lines = [f"tower: {tower}", f"student: {{options: {TINY[tower]}}}", f"loss: {{names: {loss}, bank: 50}}"]
+        lines += [f"loader: {{batch_size: {4 if tower == 'image' else 8}, workers: 0}}", "seed: 3"]
+        (tmp_path / f"{tower}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    base = ["plan", "--data", str(tiny_data), "--teacher", tiny_teacher, "--workers", "0", "--device", "cpu"]
+    base += ["--seconds", "0.1", "--out", str(tmp_path / "plan.json")]
+    recipes = ["--image_recipe", str(tmp_path / "image.yaml"), "--text_recipe", str(tmp_path / "text.yaml")]
+    cli.main([*base, *recipes])
+    fit = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["fit"]
+    assert [fit[tower]["extrapolated"]["steps_per_epoch"] for tower in ("image", "text")] == [24 // 4, 72 // 8]
+    assert fit["image"]["options"]["recipe"]["loss"]["names"] == ["cosine", "bank_kl"]
+    assert fit["text"]["options"]["recipe"]["student"]["options"]["transformer_width"] == 16
+
+    cli.main([*base, "--recipe", str(tmp_path / "image.yaml")])
+    embed = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["embed"]
+    assert embed["counted"]["items"].keys() == {"image-train", "image-val", "text-train", "text-val"}
+    with pytest.raises(SystemExit, match="--text_recipe .*expected tower: text, found image"):
+        cli.main([*base, "--text_recipe", str(tmp_path / "image.yaml")])
+    with pytest.raises(SystemExit, match="expected --tower both, found text"):
+        cli.main([*base, "--tower", "text", *recipes])
+    (tmp_path / "text.yaml").write_text("sources: {recursive: true}\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="recipes to name the same data"):
+        cli.main([*base, *recipes])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--views", "2"], "an augmentation where views > 1"),
         (["--student.options.width", "64"], "say which with --tower image"),
         (["--target", "online", "--tower", "image"], "expected target: stored"),
+        (["--loader.packed", "here", "--tower", "image"], "expected no loader.packed, found here"),
         (["--seconds", "0"], "seconds above 0"),
         (["--data", "nowhere"], "expected a folder, found nothing there"),
     ],

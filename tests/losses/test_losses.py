@@ -10,7 +10,7 @@ import torch
 from clip_distill.losses import LOSSES, WeightedSum
 from clip_distill.losses.feature import KL, L1, MSE
 
-STUDENT, TARGET, BANK = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
+STUDENT, TARGET, BANK, PAIR = torch.randn(4, 4, 8, generator=torch.Generator().manual_seed(0))
 
 
 def test_the_sum_takes_names_weights_and_scales_in_the_same_order() -> None:
@@ -36,7 +36,7 @@ def test_every_loss_in_the_table_gives_a_scalar_that_trains() -> None:
     names = list(LOSSES)
     student = STUDENT.clone().requires_grad_()
     ones = [1.0] * len(names)
-    total, parts = WeightedSum(names, ones, ones, context={"bank": BANK})(student, TARGET)
+    total, parts = WeightedSum(names, ones, ones, context={"bank": BANK})(student, TARGET, PAIR)
     for name, part in {**parts, "sum": total}.items():
         (gradient,) = torch.autograd.grad(part, student, retain_graph=True)
         assert part.ndim == 0, name

@@ -31,7 +31,7 @@ def test_every_recipe_builds_and_gives_a_loss(page: Path) -> None:
     recipes = [yaml.safe_load(block)["loss"] for block in blocks(page, "yaml")]
     assert len(recipes) == 8
     for recipe in recipes:
-        loss, parts = make_objective(Loss(**recipe), {"bank": torch.randn(5, 8)})(*torch.randn(2, 4, 8))
+        loss, parts = make_objective(Loss(**recipe), {"bank": torch.randn(5, 8)})(*torch.randn(3, 4, 8))
         assert torch.isfinite(loss)
         assert list(parts) == recipe["names"]
 

@@ -16,22 +16,23 @@ from clip_distill.losses import LOSSES, WeightedSum
 STEPS, ROWS, WIDTH = 3, 6, 5
 
 
-def samples() -> tuple[Tensor, Tensor, Tensor]:
-    """Students and targets of three steps [3, 6, 5] each, and a bank."""
+def samples() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Students, targets and pairs of three steps [3, 6, 5] each (one process has more pairs), and a bank."""
     generator = torch.Generator().manual_seed(3)
-    student, target = torch.randn(2, STEPS, ROWS, WIDTH, dtype=torch.float64, generator=generator)
-    return student, target, torch.randn(7, WIDTH, dtype=torch.float64, generator=generator)
+    student, target, pair = torch.randn(3, STEPS, ROWS, WIDTH, dtype=torch.float64, generator=generator)
+    pair[:, [1, 2, 4]] = 0
+    return student, target, pair, torch.randn(7, WIDTH, dtype=torch.float64, generator=generator)
 
 
-def run(student: Tensor, target: Tensor, bank: Tensor) -> dict[str, dict[str, Tensor]]:
+def run(student: Tensor, target: Tensor, pair: Tensor, bank: Tensor) -> dict[str, dict[str, Tensor]]:
     """Each loss's value at the last step, and its gradient there; the queue remembers the steps before."""
     found = {}
     for name in LOSSES:
         options: dict[str, dict[str, float]] = {"queue_kl": {"size": 8}} if name == "queue_kl" else {}
         objective: nn.Module = WeightedSum([name], [1], [1], options, {"bank": bank})
-        for rows, aims in zip(student, target, strict=True):
+        for rows, aims, partners in zip(student, target, pair, strict=True):
             leaf = rows.clone().requires_grad_()
-            loss, _ = objective(leaf, aims)
+            loss, _ = objective(leaf, aims, partners)
         (gradient,) = torch.autograd.grad(loss, leaf)
         found[name] = {"loss": loss.detach(), "gradient": gradient}
     return found
@@ -53,8 +54,8 @@ def test_two_processes_give_the_losses_and_the_gradients_of_one(tmp_path: Path) 
 def one_process(rank: int, folder: Path) -> None:
     """Its half of each step's rows."""
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
-    student, target, bank = samples()
-    found = run(student.chunk(2, dim=1)[rank], target.chunk(2, dim=1)[rank], bank)
+    *batches, bank = samples()
+    found = run(*(each.chunk(2, dim=1)[rank] for each in batches), bank)
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -74,12 +74,12 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
 
 @pytest.fixture(scope="session")
 def wait_for() -> Callable[[Callable[[], object]], None]:
-    """Wait until something is true, half a minute at most."""
+    """Wait until something is true, two minutes at most."""
 
     def wait_for(condition: Callable[[], object]) -> None:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while not condition():
-            assert time.monotonic() < end, "waited for half a minute in vain"
+            assert time.monotonic() < end, "waited for two minutes in vain"
             time.sleep(0.002)
 
     return wait_for

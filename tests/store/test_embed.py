@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -247,31 +244,3 @@ def test_an_overflow_names_the_way_out(tiny_data: Path, tmp_path: Path, make_tea
 
     with pytest.raises(StoreError, match="float16 can't hold .*--dtype float32"):
         write_shard(tmp_path, part.name, shard, "float16")
-
-
-def test_torchrun_makes_the_store_that_one_process_makes(
-    tiny_data: Path, tiny_teacher: str, tmp_path: Path, contents: Contents
-) -> None:
-    options = ["--split", "train", "--shard_rows", "5", "--views", "2", "--augment", "crop_flip"]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as torchrun does; sums of another number of threads round otherwise
-    try:
-        embed(tiny_data, tiny_teacher, tmp_path / "alone", *options)
-    finally:
-        torch.set_num_threads(threads)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "clip_distill.cli",
-        "embed",
-    ]
-    command += ["--data", str(tiny_data), "--teacher", tiny_teacher, "--store", str(tmp_path / "two"), "--workers", "0"]
-    command += ["--device", "cpu", *options]
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert contents(tmp_path / "two") == contents(tmp_path / "alone")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from clip_distill import cli
+from clip_distill.data.paths import listed_sizes
 from clip_distill.store.ensemble import open_table
 from clip_distill.store.remote import RemotePath, cache_folder, locate
 from clip_distill.store.table import Store, StoreError
@@ -76,7 +77,7 @@ def test_an_interrupted_upload_is_continued(
     synthetic: SimpleNamespace, tmp_path: Path, contents: object, bucket: fsspec.AbstractFileSystem
 ) -> None:
     class CutError(Exception):
-        """Stands for the end of a connection."""
+        """A client's own kind of error."""
 
     plain = bucket.pipe_file
     left = 6
@@ -85,12 +86,12 @@ def test_an_interrupted_upload_is_continued(
         nonlocal left
         left -= 1
         if left < 0:
-            raise CutError
+            raise CutError("the connection ended")
         plain(path, value)
 
     bucket.pipe_file = cut
     try:
-        with pytest.raises(CutError):
+        with pytest.raises(StoreError, match="could not be reached: the connection ended.*run the same command again"):
             synthetic.build(ROOT, 20, 4)
     finally:
         del bucket.pipe_file
@@ -139,3 +140,34 @@ def test_embed_and_store_verbs_take_urls(
     assert "image-val" in capsys.readouterr().out
     cli.main(["store", "export", "--store", ROOT, "--split", "val", "--out", str(tmp_path / "out")])
     assert np.load(tmp_path / "out/text/text_emb/text_emb_0.npy").shape == (24, 32)
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["flat", "recursive"])
+def test_a_photo_of_another_size_behind_a_url_is_noticed_by_one_listing_a_folder(
+    nested: bool,
+    tiny_data: Path,
+    tiny_teacher: str,
+    bucket: fsspec.AbstractFileSystem,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = "/bucket/photos/a" if nested else "/bucket/photos"
+    photos = [path.read_bytes() for path in sorted((tiny_data / "image").iterdir())]
+    bucket.pipe({f"{folder}/{number:02d}.jpg": content for number, content in enumerate(photos)})
+    command = ["embed", "--sources.train_images", "memory://bucket/photos", "--teacher", tiny_teacher, "--store", ROOT]
+    command += ["--sources.recursive", "true", "--tower", "image", "--split", "train", "--workers", "0"]
+    cli.main(command)
+    before = local_of(bucket, "/bucket/store/")
+    listed: list[str] = []
+    plain = bucket.ls
+    monkeypatch.setattr(bucket, "ls", lambda path, **options: listed.append(path) or plain(path, **options))
+    cli.main(command)
+    assert local_of(bucket, "/bucket/store/") == before
+    assert listed.count(folder) <= 3  # to find the photos, and to see their sizes
+    bucket.pipe(f"{folder}/07.jpg", photos[7] + b"\0")
+    with pytest.raises(SystemExit, match=f"1 photos are not those(.|\n)*07.jpg: expected {len(photos[7]):,} bytes"):
+        cli.main(command)
+
+
+def test_a_web_server_says_no_sizes(tiny_data: Path) -> None:
+    assert listed_sizes(f"file://{tiny_data}/image").keys() == {path.name for path in (tiny_data / "image").iterdir()}
+    assert listed_sizes(f"file://{tiny_data}/nowhere") == listed_sizes("http://127.0.0.1:9/photos") == {}

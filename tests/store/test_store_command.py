@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +171,32 @@ def test_a_folder_that_does_not_fit_is_refused(
         cli.main(["store", "import", *options])
     with pytest.raises(SystemExit, match="img_emb_0.npy … and as many metadata(.|\n)*found 0 and 1"):
         cli.main(["store", "import", *options[:5], "image", *options[6:]])
+
+
+def test_shards_are_exported_as_pairs_and_found_again_by_key(
+    tiny_teacher: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    photos = sorted((tiny_data / "COCO/val2017").iterdir())
+    with tarfile.open(tmp_path / "cc-000.tar", "w") as tar:
+        for number, photo in enumerate(photos):
+            for name, content in (("jpg", photo.read_bytes()), ("txt", f"scene {number % 3}".encode())):
+                member = tarfile.TarInfo(f"{number:03d}.{name}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    data = ["--sources.train_images", str(tmp_path / "cc-000.tar")]
+    made, out = str(tmp_path / "made"), tmp_path / "out"
+    options = ["--teacher", tiny_teacher, "--split", "train", "--workers", "0", "--device", "cpu"]
+    cli.main(["embed", *data, *options, "--store", made])
+    cli.main(["store", "export", *data, "--store", made, "--out", str(out), "--normalise", "false"])
+    metadata = pq.read_table(out / "metadata/metadata_0.parquet")
+    assert metadata.column("image_path").to_pylist() == [f"cc-000.tar/{number:03d}" for number in range(8)]
+    assert metadata.column("caption").to_pylist() == [f"scene {number % 3}" for number in range(8)]
+
+    # as img2dataset's key, from which clip-retrieval makes image_path
+    keys = pa.array([f"{number:03d}" for number in range(8)])
+    pq.write_table(metadata.set_column(0, "image_path", keys), out / "metadata/metadata_0.parquet")
+    options = ["--folder", str(out), "--teacher", tiny_teacher, "--tower", "image"]
+    cli.main(["store", "import", *data, *options, "--store", str(tmp_path / "back")])
+    before, after = (open_table(root, "image", "train") for root in (made, tmp_path / "back"))
+    assert after.ids.to_pylist() == before.ids.to_pylist()
+    np.testing.assert_array_equal(after.all_embeddings(), before.all_embeddings())
