@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from parts import make_part
 
-from clip_distill.data.layout import Split, scan
-from clip_distill.files import read_json, write_json
+from clip_distill.files import read_json
 from clip_distill.plan.memory import PeakMemory
 from clip_distill.plan.report import duration, size
 
@@ -38,34 +38,6 @@ def main() -> None:
         root = Path(folder)
         make_part(given.data, root / "data", given.images)
         run(root, given.teacher, given.tower, shlex.split(given.embed), shlex.split(given.fit))
-
-
-def make_part(data: str, folder: Path, images: int) -> None:
-    """A data folder of the first photos, as links, with their captions."""
-    corpus = scan(data)
-    for split, name, photos, count in (
-        (corpus.train, "train", "image", images),
-        (corpus.val, "val", "COCO/val2017", images // 4),
-    ):
-        (folder / photos).mkdir(parents=True)
-        chosen = split.require_images().slice(0, count)
-        for number, path in enumerate(chosen.column("path").to_pylist()):
-            (folder / photos / f"{number:06d}{Path(path).suffix}").symlink_to(Path(path).resolve())
-        write_json(folder / f"COCO/annotations/captions_{name}2017.json", coco(split, chosen.column("id").to_pylist()))
-
-
-def coco(split: Split, ids: list[str]) -> dict[str, Any]:
-    """The captions of some photos, in COCO's format."""
-    number = {id: place for place, id in enumerate(ids)}
-    captions = split.require_captions().to_pylist()
-    kept = [caption for caption in captions if caption["image_id"] in number]
-    return {
-        "images": [{"id": place, "file_name": f"{place:06d}{Path(id).suffix}"} for id, place in number.items()],
-        "annotations": [
-            {"id": place, "image_id": number[each["image_id"]], "caption": each["text"]}
-            for place, each in enumerate(kept)
-        ],
-    }
 
 
 def run(root: Path, teacher: str, tower: str, embed_options: list[str], fit_options: list[str]) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from clip_distill.data.images import read_image
 from clip_distill.data.layout import scan
 from clip_distill.data.mixup import mix_embeddings, mix_pixels
+from clip_distill.data.tokens import TokenizerSpec
 from clip_distill.data.views import Views, normalise
 from clip_distill.students import make_student
 from clip_distill.students.layers import freeze, recompute
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def measure_step(tower: Tower, size: int, switch: str) -> None:
-    """Forward, backward and AdamW of the image student of recipes/flickr8k_image.yaml, or of the default text student."""
+    """Forward, backward and AdamW of the image student of recipes/flickr8k_image.yaml, or of the default for text."""
     student = prepared(tower, switch)
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], fused=True)
     batches, target = [inputs(tower, size, number) for number in range(STEPS)], torch.randn(size, D)
@@ -92,9 +93,9 @@ def prepared(tower: Tower, switch: str) -> nn.Module:
     """A student of a 256-dimensional teacher, with one switch on."""
     teacher = {
         "embed_dim": D,
-        "model_cfg": {},
+        "model_cfg": {"text_cfg": {}},
         "preprocess": {"size": 224, "mean": [0.5] * 3, "std": [0.5] * 3},
-        "tokenizer": {"kind": "clip", "context_length": 77, "vocab_size": END + 1},
+        "tokenizer": TokenizerSpec("clip", 77, END + 1).as_dict(),
     }
     _, student = make_student(tower, "timm_cut" if tower == "image" else None, teacher, STUDENTS[tower])
     student.to(memory_format=torch.channels_last)

@@ -5,6 +5,7 @@
 
 - original: the teacher runs at every step, captions are padded to 77 tokens, all in float32 (`fit --target online`)
 - ours: targets from the store, as `clip-distill fit` runs it
+- packed: the same from a packed copy of the photos, made beforehand (`--loader.packed`), at the last precision
 - floor: the student's forward and backward pass and its optimiser's step, on tensors that lie in memory; no data
   loading, no Trainer, no logging, no clipping
 
@@ -24,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Job:
     teacher: str
     batch_size: int
     steps: int
-    packed: str | None = None
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,9 @@ def run(root: Path, given: argparse.Namespace) -> None:
             jobs[f"{mode} {precision}"] = Job(
                 tower, mode, precision, str(root / "data"), str(root / "store"), teacher, batch_size, steps
             )
+        if tower == "image":
+            last = jobs[f"ours {given.precision[-1]}"]
+            jobs[f"packed {given.precision[-1]}"] = replace(last, packed=True)
         report(tower, repeat(jobs, given.repeats))
 
 
@@ -137,7 +141,7 @@ def assembled(job: Job) -> tuple[Any, Any, Any]:
         store=job.store,
         out=tempfile.mkdtemp(dir=Path(job.store).parent),
         loss=Loss(ORIGINAL_LOSS if original else LOSS[job.tower]),
-        loader=Loader(batch_size=job.batch_size),
+        loader=Loader(batch_size=job.batch_size, packed=str(Path(job.store) / "packed") if job.packed else None),
         target="online" if original else "stored",
         teacher=job.teacher,
         augment="original" if original and job.tower == "image" else "none",
@@ -163,7 +167,8 @@ def train(job: Job) -> float:
     """Samples per second of `fit`'s own Trainer, from the first step after `WARM` to the end of the last one."""
     import lightning as L
 
-    from clip_distill.commands.fit import TRAINER_DEFAULTS, make_trainer, quiet_lightning
+    from clip_distill.commands.fit import TRAINER_DEFAULTS
+    from clip_distill.commands.trainer import make_trainer, quiet_lightning
 
     class Clock(L.Callback):
         seen, began, ended = 0, 0.0, 0.0
@@ -181,7 +186,7 @@ def train(job: Job) -> float:
     clock = Clock()
     options = TRAINER_DEFAULTS | {"max_epochs": 1, "max_steps": job.steps, "limit_val_batches": 0}
     options |= {"precision": job.precision, "callbacks": clock, "enable_progress_bar": False}
-    trainer, _ = make_trainer(recipe, options, Path(recipe.out))
+    trainer, *_ = make_trainer(recipe, options, Path(recipe.out))
     trainer.fit(module, data)
     return clock.seen / (clock.ended - clock.began)
 
@@ -191,11 +196,12 @@ def floor(job: Job) -> float:
     import torch
 
     from clip_distill.data.views import normalise
-    from clip_distill.distill import parameter_groups
+    from clip_distill.optim import make_optimizer
+    from clip_distill.recipe import Optimizer
 
     _, module, data = assembled(job)
     student, objective = module.student.train(), module.objective
-    optimizer = torch.optim.AdamW(parameter_groups(student, 0.05), lr=1e-3, fused=True)
+    optimizer = make_optimizer(student, Optimizer(), fused=True)
     batches = [
         (normalise(batch.inputs, module.spec.preprocess) if job.tower == "image" else batch.inputs, batch.target)
         for batch in islice(data.train_dataloader(), job.steps)
@@ -222,7 +228,7 @@ def report(tower: str, results: dict[str, list[Measured]]) -> None:
         mode, precision = name.split()
         times = spread([one.rate / base.rate for one, base in zip(measured, original, strict=True)], "{:.1f}×".format)
         share = ""
-        if mode == "ours":
+        if mode in ("ours", "packed"):
             floors = results[f"floor {precision}"]
             share = spread([a.rate / b.rate for a, b in zip(measured, floors, strict=True)], "{:.1%}".format)
         peak = max(one.peak for one in measured) / 2**20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -53,7 +54,9 @@ def train(job: Job) -> dict[str, Any]:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     parser = fit.parser()
     recipe, options = fit.to_recipe(parser, parser.parse_object(job.recipe))
+    recipe.loader.val_batch_size = recipe.loader.batch_size  # no more memory than training takes
     rate = measure_rate(recipe, options, job.calibration)
+    gc.collect()  # its optimiser and workers
     steps = max(FEWEST, round(job.budget * rate))
     say(f"{job.name}: {rate:.2f} steps/s, so {steps} steps in {job.budget:g} s")
     module, data = build(recipe)

@@ -13,6 +13,7 @@ import torch
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
+from clip_distill.context import load_context, load_pairs, require_teacher
 from clip_distill.data import new_tokenizer
 from clip_distill.data.layout import Corpus, scan
 from clip_distill.data.module import Captions, DistillData, Images, LoaderOptions
@@ -23,10 +24,10 @@ from clip_distill.data.tokens import Ragged, TokenizerSpec, tokenize
 from clip_distill.data.translations import with_targets, with_translations
 from clip_distill.data.views import Views
 from clip_distill.distill import Distiller
-from clip_distill.losses import WeightedSum, needed
+from clip_distill.losses import WeightedSum
 from clip_distill.recipe import Loss, Recipe
 from clip_distill.store.ensemble import open_table
-from clip_distill.store.table import Store, StoreError, require_same, teacher_fingerprint
+from clip_distill.store.table import Store, StoreError
 from clip_distill.students import make_student
 from clip_distill.students.aligned import translate_table
 from clip_distill.towers import TowerSpec
@@ -75,7 +76,9 @@ def assemble(recipe: Recipe, online: OnlineTarget | None = None, teach: Any = No
         pack_loader(loader.packed, train, val, views)
     options = LoaderOptions(loader.batch_size, loader.val_batch_size, loader.workers)
     objective = make_objective(recipe.loss, load_context(recipe, own))
-    module = Distiller(spec, student, objective, recipe.optimizer, validation, teach)
+    pairs = load_pairs(recipe, own, corpus, train)
+    draw = None if pairs is None else pairs.draw
+    module = Distiller(spec, student, objective, recipe.optimizer, validation, teach, draw)
     return module, DistillData(train, val, views, options, recipe.seed)
 
 
@@ -142,44 +145,6 @@ def make_objective(loss: Loss, context: Mapping[str, Tensor] | None = None) -> W
     weights = ones if loss.weights is None else loss.weights
     scales = ones if loss.scales is None else loss.scales
     return WeightedSum(loss.names, weights, scales, loss.options, context)
-
-
-def load_context(recipe: Recipe, own: Store) -> dict[str, Tensor]:
-    """What the recipe's losses need: a bank [K, D], drawn from the other tower's training table, or nothing.
-
-    Args:
-        recipe: The run; its seed draws the rows, the same in every process and after an interruption.
-        own: A table of the tower that is trained.
-
-    Raises:
-        StoreError: The store lacks that table, or another teacher made it.
-    """
-    loss, other = recipe.loss, "text" if recipe.tower == "image" else "image"
-    if "bank" not in needed(loss.names):
-        return {}
-    if loss.bank < 1:
-        raise ValueError(f"expected --loss.bank of 1 or more, found {loss.bank}")
-    try:
-        store = open_table(recipe.store, other, "train")
-    except StoreError as error:
-        raise StoreError(
-            f"{' and '.join(name for name in loss.names if needed([name]))}: expected the teacher's {other} embeddings "
-            f"to compare with. {error}\nHere: clip-distill embed --data … --teacher … --store {recipe.store} "
-            f"--tower {other} --split train"
-        ) from error
-    require_teacher(store, own)
-    rows = np.random.default_rng(recipe.seed).choice(len(store), min(loss.bank, len(store)), replace=False)
-    return {"bank": torch.from_numpy(store.embeddings(rows)).float()}
-
-
-def require_teacher(train: Store, val: Store) -> None:
-    """Training and validation tables must be of one teacher."""
-    require_same(
-        f"{train.folder}, beside {val.folder.name},",
-        teacher_fingerprint(val.manifest.teacher),
-        teacher_fingerprint(train.manifest.teacher),
-        "Run `clip-distill embed` for both splits with one teacher, into one --store.",
-    )
 
 
 def _images(

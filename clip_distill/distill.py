@@ -30,6 +30,7 @@ from clip_distill.towers import TowerSpec
 from clip_distill.validation import Validation
 
 Teach = Callable[[Tensor], Tensor]
+Draw = Callable[..., Tensor]
 
 
 class Distiller(L.LightningModule):
@@ -43,6 +44,7 @@ class Distiller(L.LightningModule):
         validation: What recall is measured against.
         teach: The teacher's pixels or tokens → [B, D], for online targets. A function, not a module, so that no
             optimiser, checkpoint or train() ever reaches the teacher.
+        pairs: Rows [B] and whole numbers to draw by → [B, D] of what they are paired with, for losses that need it.
     """
 
     def __init__(
@@ -53,11 +55,12 @@ class Distiller(L.LightningModule):
         optimizer: Optimizer,
         validation: Validation,
         teach: Teach | None = None,
+        pairs: Draw | None = None,
     ) -> None:
         super().__init__()
         self.spec, self.objective, self.optimizer_options = spec, objective, optimizer
         self.student = student.to(memory_format=torch.channels_last)
-        self.validation, self.teach = validation, teach
+        self.validation, self.teach, self.pairs = validation, teach, pairs
         self.average: ModelEmaV3 | None = None
         self._mixup, self._seed = 0.0, 0
         self._recomputes = False
@@ -113,7 +116,9 @@ class Distiller(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         if self._mixup:
             batch = mix(batch, self._mixup, [self._seed, self.current_epoch, index, self.global_rank])
-        loss, parts = self.objective(self(batch.inputs).float(), self.target(batch))
+        place = (self.current_epoch, index, self.global_rank)
+        pair = None if self.pairs is None else self.pairs(batch.rows, *place)
+        loss, parts = self.objective(self(batch.inputs).float(), self.target(batch), pair)
         if not torch.isfinite(loss):
             values = ", ".join(f"{name} {part.item():.4g}" for name, part in parts.items())
             raise ValueError(

@@ -16,7 +16,7 @@ LAYERS = (
     ("towers", "text_tower", "image_tower"),
     ("data", "recipe", "losses", "students", "teachers", "store"),
     ("evaluate", "export"),
-    ("validation", "optim", "distill", "online"),
+    ("validation", "optim", "distill", "online", "context"),
     ("assemble",),
     ("quickstart", "plan", "benchmark"),
     ("commands",),

@@ -176,6 +176,10 @@ class Views:
         self.augmented = make(self.plain, self.height, self.plain.interpolation)
         self.preprocess, self.augment, self.seed = preprocess, augment, seed
 
+    def __reduce__(self) -> tuple[type[Views], tuple[dict[str, Any], str, int]]:
+        # transforms hold functions, which can't go to a worker that is spawned; it makes its own
+        return Views, (self.preprocess, self.augment, self.seed)
+
     def made_from(self, views: int) -> dict[str, Any]:
         """What decides the pixels of the first views, beside the photos; mean and std come after."""
         made_from = {key: value for key, value in self.preprocess.items() if key not in ("mean", "std")}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +143,11 @@ class Clock(L.Callback):
         return Rate(sum(self.val_rows[1:]), self.val_times[-1] - self.val_times[0])
 
 
+def random_rows(width: int) -> Callable[..., torch.Tensor]:
+    """A stand-in for what a batch's samples are paired with."""
+    return lambda rows, *key: torch.randn(len(rows), width, device=rows.device)
+
+
 def measure_fit(job: FitJob) -> FitMeasures:
     """Train the student for a few steps, and validate a few batches; meant for a process of its own."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -152,7 +158,8 @@ def measure_fit(job: FitJob) -> FitMeasures:
         spec, student = build_student(recipe, job.teacher, corpus)
         train, some = (_images if recipe.tower == "image" else _captions)(job, spec, corpus)
         whole = random_validation(recipe.tower, corpus.val, spec.embed_dim)
-        module = Distiller(spec, student, make_objective(recipe.loss, _bank(job, spec)), recipe.optimizer, whole)
+        objective = make_objective(recipe.loss, _bank(job, spec))
+        module = Distiller(spec, student, objective, recipe.optimizer, whole, pairs=random_rows(spec.embed_dim))
         module.prepare(recipe)
         # three batches at least: the first warms up
         val_batch_size = min(recipe.loader.val_batch_size, -(-len(some) // 3))

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from clip_distill import cli
-from clip_distill.assemble import load_context
+from clip_distill.context import load_context
 from clip_distill.recipe import Loss, Recipe
 from clip_distill.store.ensemble import open_table
 

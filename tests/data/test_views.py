@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -137,3 +138,11 @@ def test_an_augmentation_of_the_users_own(tmp_path: Path, monkeypatch: pytest.Mo
 def test_an_unknown_augmentation_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown augmentation 'flip': expected one of crop_flip,"):
         Views(preprocess(), "flip")
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_views_may_be_sent_to_a_worker_that_is_spawned(augment: str) -> None:
+    views = Views({"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}, augment, seed=3)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8))
+    sent = pickle.loads(pickle.dumps(views))
+    assert all(torch.equal(sent(image, "a", view), views(image, "a", view)) for view in range(3))
