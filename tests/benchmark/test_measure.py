@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from clip_distill.benchmark.measure import Settings, Subject, count_flops, measu
 from clip_distill.towers import load_tower
 
 
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler is installed")
 def test_every_runtime_gives_the_embeddings_of_eager(tiny_runs: dict[str, Path]) -> None:
     spec, module = load_tower(tiny_runs["image"])
     settings = Settings(batch_sizes=(4,), threads=1, repeats=7)
