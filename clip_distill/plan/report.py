@@ -24,7 +24,7 @@ NOTES = (
     "Times hold for this machine as it was while measuring: other programs slow down both, and photos that the disk "
     "has yet to read are slower than those it has just read.",
     "Peak memory is what the process and its workers took while measuring, plus a full shard's buffers for embed.",
-    "A longer embed on the CPU has been seen to take half as much again: plan its memory with that to spare.",
+    "Peak memory was compared with runs of minutes, not of hours: leave some to spare.",
     "The largest batch is tried until out of memory on CUDA, and extrapolated from two small batches on the CPU; "
     "captions count at their full context length.",
     "Disk is exact for embeddings; ids and tokens are extrapolated from a sample.",
