@@ -120,9 +120,9 @@ def repeat(jobs: dict[str, Job], repeats: int) -> dict[str, list[Measured]]:
 
 def measure(job: Job) -> Measured:
     """Run a job in this process."""
-    from clip_distill import cli
+    from clip_distill.allocator import keep_memory
 
-    cli.keep_memory()
+    keep_memory()
     rate = floor(job) if job.mode == "floor" else train(job)
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return Measured(rate, sum(resource.getrusage(kind).ru_maxrss for kind in kinds) * 1024)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import importlib
 import os
 import sys
+
+from clip_distill.allocator import keep_memory
 
 # With busy cores OpenMP's spinning barriers collapse (20 ms became 650 ms); sleeping ones lose a few per cent at most.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -37,19 +37,6 @@ The usual way, one line a step (`clip-distill VERB --help` explains each):
 
 See it work first, offline: clip-distill quickstart
 """
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed blocks for the next step; elsewhere this does nothing.
-
-    By itself it maps large blocks anew each time, and a training step pays for clearing their pages: 3 to 20 % of a
-    text student's step, measured on two cores.
-    """
-    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def main(argv: list[str] | None = None) -> None:

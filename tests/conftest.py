@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,14 @@ def save_teacher(folder: Path, *, custom_text: bool, seed: int = 0, quick_gelu: 
     config = {"model_cfg": cfg | ({"custom_text": True} if custom_text else {}), "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Indexes of tars and copies of remote files go to a folder that the tests leave, not to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIP_DISTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ def benchmark(
         repeats: Forward passes timed, in turns of 5; slow variants have fewer.
         rows: Photos and captions embedded for the comparison.
         device: auto, cpu, cuda, cuda:1, mps.
-        spin: Let waiting threads spin: faster by a little on an idle machine, slower by far on a busy one.
+        spin: Let waiting threads spin, which about doubles times on a busy machine.
         sources: Other places for parts of the data.
 
     Returns:

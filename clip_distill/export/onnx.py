@@ -37,7 +37,7 @@ Weights = Literal["fp32", "int8"]
 INFO_FILE = "onnx.json"
 MIN_COSINE: dict[Weights, float] = {"fp32": 0.9999, "int8": 0.95}
 MAX_BYTES = 2**31 - 2**24  # of one protobuf message, less room for the graph; beyond, weights would lie in files beside
-# Gather is the embedding table, most of a text student. Convolutions stay: dynamic int8 slows them down.
+# Gather is the embedding table, most of a text student. Convolutions stay in float32.
 QUANTISED = ["MatMul", "Gemm", "Gather"]
 INPUT_NAMES: dict[Tower, str] = {"image": "pixels", "text": "tokens"}
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from clip_distill.allocator import give_back
 from clip_distill.data import images as encoded
 from clip_distill.data.images import BadImage, digest_of, read_bytes_of
 from clip_distill.data.tokens import TokenizerSpec, tokenize
@@ -153,6 +154,7 @@ def embed_images(
         for part in parts
         for start in range(part.start, part.stop, per_batch)
     ]
+    give_back()
     loader = DataLoader(
         ImageViews(images, views, numbers.stop, numbers.start),
         batch_sampler=[rows for _, rows in batches],  # type: ignore[misc]  # a range will do, and is small
