@@ -268,15 +268,15 @@ class DistillData(L.LightningDataModule):
         if isinstance(train, Captions) or train.packed is not None:
             return 0
         if self.trainer is None:
-            return default_workers("image")
+            return default_workers()
         choice = measure(train, 0 if self.views == 1 else 1, self.options.batch_size, self.trainer)
         say(str(choice))
         return choice.workers
 
 
-def default_workers(tower: str) -> int:
-    """Where nothing is measured: captions are ready in microseconds; photos take all cores but one, 8 at most."""
-    return 0 if tower == "text" else min(8, max(1, (os.cpu_count() or 1) - 1))
+def default_workers() -> int:
+    """For photos, where nothing is measured: all cores but one, 8 at most."""
+    return min(8, max(1, (os.cpu_count() or 1) - 1))
 
 
 def lengths_of(dataset: Images | Captions) -> NDArray[np.int64] | None:

@@ -161,7 +161,7 @@ def embed_commands(options: Namespace, store: str, online: bool, gpus: int) -> l
     from clip_distill.data.module import default_workers
 
     base: dict[str, Any] = {"data": options.data_dir, "teacher": options.teacher_name, "store": store}
-    workers = default_workers("image") if options.num_workers is None else options.num_workers
+    workers = default_workers() if options.num_workers is None else options.num_workers
     where: dict[str, Any] = {"workers": workers} if workers != 1 else {}  # embed's default
     if options.device != "cuda":
         where["device"] = options.device
