@@ -110,4 +110,7 @@ def recipes(base: dict[str, Any], known: dict[str, Peer], same_init: bool = Fals
         if "precision" in theirs:
             theirs["trainer"]["precision"] = theirs.pop("precision")
         found[name] = theirs
+    for each in found.values():
+        if not each["student"].get("freeze") and "loader" in each:
+            each["loader"].pop("features", None)  # which are those of frozen stages
     return found

@@ -93,6 +93,7 @@ def build(recipe: Any) -> tuple[Any, Any]:
 
     from clip_distill.assemble import assemble
     from clip_distill.commands.fit import checked_teacher, online_target
+    from clip_distill.features import pack_features
     from clip_distill.students.inherit import inherit
 
     online, teach = online_target(recipe)
@@ -102,6 +103,8 @@ def build(recipe: Any) -> tuple[Any, Any]:
     if source is not None:
         inherit(module.spec, module.student, *source, recipe.student.select)
     module.prepare(recipe)
+    if recipe.loader.features is not None:
+        pack_features(recipe.loader.features, module, data)
     return module, data
 
 

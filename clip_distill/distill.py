@@ -25,7 +25,7 @@ from clip_distill.data.views import normalise
 from clip_distill.losses import WeightedSum
 from clip_distill.optim import lr_factor, make_optimizer
 from clip_distill.recipe import Optimizer, Recipe
-from clip_distill.students.layers import freeze, recompute, rest, statistics_kept
+from clip_distill.students.layers import freeze, recompute, rest, skip_frozen, statistics_kept
 from clip_distill.towers import TowerSpec
 from clip_distill.validation import Validation
 
@@ -64,6 +64,7 @@ class Distiller(L.LightningModule):
         self.average: ModelEmaV3 | None = None
         self._mixup, self._seed = 0.0, 0
         self._recomputes = False
+        self.reads_features = False
         self._backward = ExitStack()
         self._seen: list[tuple[Tensor, Tensor]] = []
 
@@ -74,6 +75,9 @@ class Distiller(L.LightningModule):
             ValueError: A switch does not fit the student, or there is no compiler.
         """
         freeze(self.student, recipe.student.freeze)
+        if recipe.loader.features is not None:
+            skip_frozen(self.student)
+            self.reads_features = True
         self._mixup, self._seed = recipe.mixup, recipe.seed
         self._recomputes = recipe.checkpointing
         if recipe.checkpointing:
@@ -98,10 +102,14 @@ class Distiller(L.LightningModule):
         return self
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Pixels [B, 3, S, S] of 0 to 255, or tokens [B, L] → [B, D], in validation by the average if there is one."""
+        """Pixels [B, 3, S, S] of 0 to 255, or what frozen stages made of them, or tokens [B, L] → [B, D].
+
+        In validation by the average, if there is one.
+        """
         tower = self.student if self.training else self.trained
         if self.spec.tower == "image":
-            inputs = normalise(inputs, self.spec.preprocess).to(next(tower.parameters()).dtype)
+            images = inputs if self.reads_features else normalise(inputs, self.spec.preprocess)
+            inputs = images.to(next(tower.parameters()).dtype)
         embeddings: Tensor = tower(inputs)
         return embeddings
 
@@ -221,6 +229,8 @@ class Distiller(L.LightningModule):
             raise ValueError(
                 "the learning rate's schedule needs an end: expected trainer.max_epochs or max_steps, found neither"
             )
+        if math.isinf(self.trainer.num_training_batches):  # with max_steps alone, nobody has asked for the loader yet
+            self.trainer.fit_loop.setup_data()
         epoch_steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         factor = lr_factor(options, int(total), max(1, epoch_steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -98,12 +98,15 @@ class Loader:
             as keep up with the student, measured at the start.
         packed: Folder for a packed copy of the photos as the student sees them, made once, on a fast disk: an epoch
             then decodes nothing.
+        features: Folder for what the frozen first stages of a timm_cut student (student.freeze) make of each view,
+            in float16, computed once: an epoch then neither decodes a photo nor runs them.
     """
 
     batch_size: int = 256
     val_batch_size: int = 256
     workers: int | None = None
     packed: str | None = None
+    features: str | None = None
 
 
 @dataclass

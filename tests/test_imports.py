@@ -17,7 +17,7 @@ LAYERS = (
     ("data", "recipe", "losses", "students", "teachers", "store"),
     ("evaluate", "export"),
     ("validation", "optim", "distill", "online", "context"),
-    ("assemble",),
+    ("assemble", "features"),
     ("quickstart", "plan", "benchmark"),
     ("commands",),
     ("cli",),

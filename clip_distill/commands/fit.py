@@ -78,6 +78,7 @@ def main(argv: list[str]) -> None:
     from clip_distill.assemble import assemble, in_own_tokens
     from clip_distill.commands.learning_rate import find_lr
     from clip_distill.commands.trainer import make_trainer, quiet_lightning
+    from clip_distill.features import pack_features
     from clip_distill.students.inherit import inherit
 
     arguments = parser()
@@ -97,6 +98,8 @@ def main(argv: list[str]) -> None:
         report = inherit(module.spec, module.student, source[0], source[1], recipe.student.select)
         source = None  # training needs no teacher
     module.prepare(recipe)
+    if recipe.loader.features is not None:
+        pack_features(recipe.loader.features, module, data)
     if config.find_lr:
         find_lr(module, data, trainer_options)
         return

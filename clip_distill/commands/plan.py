@@ -176,10 +176,10 @@ def check_recipe(given: Recipe) -> None:
     """What can't be measured before there is a store."""
     if given.target != "stored":
         raise ValueError("expected target: stored, found online: the planner measures students that learn from a store")
-    if given.loader.packed is not None:
+    if given.loader.packed is not None or given.loader.features is not None:
         raise ValueError(
-            f"expected no loader.packed, found {given.loader.packed}: a plan writes nothing, so there is no packed "
-            "copy to measure. Leave it out: --loader.packed null"
+            "expected neither loader.packed nor loader.features: a plan writes nothing, so there is no packed "
+            "copy to measure. Leave them out: --loader.packed null --loader.features null"
         )
 
 

@@ -4,10 +4,11 @@
       manifest.json      what it is a copy of, written last; a folder without it is unfinished
       plan.json          the same, while it is being made
       shard-00000.bin    uint8 [rows, V, S, S, 3], photo by photo in the data's order; no header
+                         (of features: float16 [rows, V, s, s, C])
 
 A shard is written aside and renamed, so a kill loses the shards being written, and the next run makes what is missing.
 One process makes the copy while others wait, on this machine or on any that shares the folder.
-Shapes: N photos, V views, B batch, S image side (height and width where they differ).
+Shapes: N photos, V views, B batch, S image side (height and width where they differ), s and C of a feature map.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 
 MANIFEST, PLAN = "manifest.json", "plan.json"
 SHARD_BYTES = 2**26
-FIX = "Name another folder, delete this one, or leave --loader.packed out."
-Render = Callable[[int, range], Tensor]  # a photo's row, and its V views → uint8 [V, 3, S, S]
+FIX = "Name another folder, delete this one, or leave --loader.packed (--loader.features) out."
+Render = Callable[[int, range], Tensor]  # a photo's row, and its V views → [V, C, S, S] as `Contents` says
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Contents:
         height: Of a view, in pixels.
         width: Of a view, in pixels.
         made_from: All that decides the pixels, flat: two copies with the same have the same pixels.
+        channels: 3 of a view; C of a feature map.
+        dtype: numpy's name: uint8 of pixels, float16 of features.
     """
 
     rows: int
@@ -63,16 +66,18 @@ class Contents:
     height: int
     width: int
     made_from: dict[str, Any]
+    channels: int = 3
+    dtype: str = "uint8"
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for a copy to serve."""
         shape = {"rows": self.rows, "views": self.views, "height": self.height, "width": self.width}
-        return {"format": 1, **shape, **self.made_from}
+        return {"format": 2, **shape, "channels": self.channels, "dtype": self.dtype, **self.made_from}
 
     @property
     def view_bytes(self) -> int:
-        return self.height * self.width * 3
+        return self.height * self.width * self.channels * np.dtype(self.dtype).itemsize
 
     @property
     def shard_rows(self) -> int:
@@ -116,14 +121,15 @@ class Packed:
         self._open = lru_cache(open_files())(self._open_shard)
 
     def read(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> Tensor:
-        """uint8 [B, 3, S, S], channels last in memory."""
+        """[B, 3, S, S], or [B, C, s, s] of features, channels last in memory."""
         contents = self.contents
         out = np.empty((len(rows), contents.view_bytes), np.uint8)
         shards, places = np.divmod(rows, contents.shard_rows)
         offsets = (places * contents.views + views) * contents.view_bytes
         for item, (shard, offset) in enumerate(zip(shards.tolist(), offsets.tolist(), strict=True)):
             read_into(raw(out[item]), self._open(shard), offset)
-        return torch.from_numpy(out).view(-1, contents.height, contents.width, 3).permute(0, 3, 1, 2)
+        shape = (-1, contents.height, contents.width, contents.channels)
+        return torch.from_numpy(out.view(contents.dtype)).view(shape).permute(0, 3, 1, 2)
 
     def _open_shard(self, number: int) -> IO[bytes]:
         return open(shard_path(self.folder, number), "rb", buffering=0)
@@ -168,11 +174,15 @@ def pack_images(folder: Path, images: Images, views: int) -> Packed:
     Raises:
         StoreError: See `pack`.
     """
-    digests = b"" if images.digests is None else np.asarray(images.digests.fill_null(0)).tobytes()
-    made_from = images.views.made_from(views)
-    made_from |= {"ids": digest_ids(images.images.column("id")), "photos": hashlib.sha256(digests).hexdigest()}
-    contents = Contents(len(images), views, images.views.height, images.views.width, made_from)
+    contents = Contents(len(images), views, images.views.height, images.views.width, made_from(images, views))
     return pack(folder, contents, images.render)
+
+
+def made_from(images: Images, views: int) -> dict[str, Any]:
+    """All that decides the pixels of the first V views of photos."""
+    digests = b"" if images.digests is None else np.asarray(images.digests.fill_null(0)).tobytes()
+    photos = {"ids": digest_ids(images.images.column("id")), "photos": hashlib.sha256(digests).hexdigest()}
+    return images.views.made_from(views) | photos
 
 
 def pack(folder: Path, contents: Contents, render: Render) -> Packed:
@@ -204,13 +214,14 @@ def _make(folder: Path, contents: Contents, render: Render) -> None:
     missing = [number for number, size in sizes.items() if not is_whole(folder, number, size)]
     needed, free = sum(sizes[number] for number in missing), shutil.disk_usage(folder).free
     say(
-        f"{folder}: packing {contents.rows:,} photos × {contents.views} views of {contents.height}×{contents.width}: "
+        f"{folder}: packing {contents.rows:,} photos × {contents.views} views of "
+        f"{contents.height}×{contents.width}×{contents.channels} {contents.dtype}: "
         f"{needed / 1e9:.2f} GB to write, {free / 1e9:.1f} GB free"
     )
     if needed > free:
         raise StoreError(
             f"{folder}: expected {needed / 1e9:.2f} GB free for the packed copy, found {free / 1e9:.2f} GB. Make room, "
-            "name a folder on another disk, or leave --loader.packed out"
+            "name a folder on another disk, or leave --loader.packed (--loader.features) out"
         )
     dataset = Shards(folder, contents, render)
     workers = min(cores(), len(missing))

@@ -36,6 +36,7 @@ class CutBackbone(nn.Module):
     def __init__(self, trunk: nn.Module, channels: int, hidden: int, embed_dim: int, head: Head) -> None:
         super().__init__()
         self.trunk = trunk
+        self.done = 0  # of `parts`, how many have run already on what `forward` is given
         pool = SelectAdaptivePool2d(pool_type="avg", flatten=True)
         if head == "mlp":
             first: list[nn.Module] = [pool, nn.Linear(channels, hidden), nn.GELU()]
@@ -44,8 +45,19 @@ class CutBackbone(nn.Module):
             first = [conv, BatchNormAct2d(hidden, act_layer=nn.GELU), pool]
         self.head = nn.Sequential(*first, nn.Linear(hidden, embed_dim))
 
+    @property
+    def parts(self) -> list[nn.Module]:
+        """What the trunk runs one after the other: its stem's modules and each stage."""
+        found: list[nn.Module] = []
+        for name, child in self.trunk.named_children():
+            found += list(child.children()) if name in ("blocks", "stages") else [child]
+        return found
+
     def forward(self, images: Tensor) -> Tensor:
-        embeddings: Tensor = self.head(self.trunk(images))
+        x = images
+        for part in self.parts[self.done :]:
+            x = part(x)
+        embeddings: Tensor = self.head(x)
         return embeddings
 
 

@@ -6,6 +6,7 @@ block, and last what follows the blocks (norms, head, projection). Coarse layers
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from timm.models import checkpoint_seq, group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clip_distill.students.cut import blocks_of, stages
+from clip_distill.students.cut import CutBackbone, blocks_of, stages
 
 # timm's patterns (`group_matcher`) for towers that don't have their own: what they leave out is the last layer
 TRANSFORMER = {
@@ -92,6 +93,23 @@ def rest(student: nn.Module) -> None:
         parameters = list(module.parameters())
         if parameters and not any(each.requires_grad for each in parameters):
             module.eval()
+
+
+def skip_frozen(student: nn.Module) -> None:
+    """Let a student's `forward` begin behind its frozen first parts, with what these make of images.
+
+    Raises:
+        ValueError: It is no timm_cut student, or its first part trains.
+    """
+    if not isinstance(student, CutBackbone):
+        raise ValueError(f"loader.features: expected a timm_cut student, found {type(student).__name__}. Leave it out")
+    frozen = itertools.takewhile(lambda part: not any(p.requires_grad for p in part.parameters()), student.parts)
+    student.done = len(list(frozen))
+    if not student.done:
+        raise ValueError(
+            "loader.features: expected a student whose first stages are frozen, found one that trains from the first. "
+            "Give --student.freeze N, or leave it out"
+        )
 
 
 class Recomputed(nn.Sequential):

@@ -281,3 +281,14 @@ def test_mistakes_are_told_with_what_was_expected(
 ) -> None:
     with pytest.raises(SystemExit, match=message):
         cli.main(arguments(student, tiny_data, tiny_views_store, tmp_path, *options))
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine"])
+def test_steps_alone_may_end_a_run(schedule: str, tiny_data: Path, tiny_views_store: Path, tmp_path: Path) -> None:
+    options = ["--trainer.max_epochs", "-1", "--trainer.max_steps", "5", "--optimizer.schedule", schedule]
+    options += ["--optimizer.step_epochs", "1", "--optimizer.step_gamma", "0.5", "--optimizer.warmup", "0"]
+    cli.main(arguments("cut", tiny_data, tiny_views_store, tmp_path / "run", *options))
+    rates = logged(tmp_path / "run", "lr-AdamW/pg1")
+    assert len(rates) == 5
+    if schedule == "step":  # 24 photos are three batches
+        assert rates == pytest.approx([1e-3] * 3 + [5e-4] * 2)

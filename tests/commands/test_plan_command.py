@@ -142,7 +142,7 @@ def test_each_tower_may_have_a_recipe_and_banks_need_the_other_towers_table(
         (["--views", "2"], "an augmentation where views > 1"),
         (["--student.options.width", "64"], "say which with --tower image"),
         (["--target", "online", "--tower", "image"], "expected target: stored"),
-        (["--loader.packed", "here", "--tower", "image"], "expected no loader.packed, found here"),
+        (["--loader.packed", "here", "--tower", "image"], "expected neither loader.packed nor loader.features"),
         (["--seconds", "0"], "seconds above 0"),
         (["--data", "nowhere"], "expected a folder, found nothing there"),
     ],
