@@ -19,6 +19,7 @@ from clip_distill.data.module import DistillData, Images
 from clip_distill.data.packed import Contents, made_from, pack
 from clip_distill.data.views import normalise
 from clip_distill.distill import Distiller
+from clip_distill.store.arrays import raw
 from clip_distill.students.cut import CutBackbone
 
 
@@ -49,7 +50,7 @@ class Front:
         for part in self.parts:
             for name, tensor in part.state_dict().items():
                 result.update(name.encode())
-                result.update(np.ascontiguousarray(tensor.float().cpu().numpy()))
+                result.update(raw(np.ascontiguousarray(tensor.float().cpu().numpy())))
         return result.hexdigest()
 
 
