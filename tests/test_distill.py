@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from clip_distill.assemble import make_objective
-from clip_distill.distill import Distiller, require_compiler
+from clip_distill.distill import Distiller
 from clip_distill.recipe import Loss, Optimizer, Recipe, Student
 from clip_distill.students import make_student
+from clip_distill.training import require_compiler
 from clip_distill.validation import Validation
 
 

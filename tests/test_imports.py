@@ -16,14 +16,25 @@ LAYERS = (
     ("towers", "text_tower", "image_tower"),
     ("data", "recipe", "losses", "students", "teachers", "store"),
     ("evaluate", "export"),
-    ("validation", "optim", "distill", "online", "context"),
-    ("assemble", "features"),
+    ("validation", "optim", "training", "distill", "distill_both", "online", "context"),
+    ("assemble", "assemble_both", "features"),
     ("quickstart", "plan", "benchmark"),
     ("commands",),
     ("cli",),
     ("original",),
 )
-MAY_IMPORT_LIGHTNING = ("distill", "data.module", "commands", "quickstart", "plan", "original")
+STUDENTS_ALONE = ("training", "distill", "distill_both", "validation", "assemble", "assemble_both")
+STUDENTS_ALONE += ("data", "students", "store")
+MAY_IMPORT_LIGHTNING = (
+    "training",
+    "distill",
+    "distill_both",
+    "data.module",
+    "commands",
+    "quickstart",
+    "plan",
+    "original",
+)
 
 
 def name_of(path: Path) -> str:
@@ -110,9 +121,7 @@ def test_losses_import_torch_alone(name: str) -> None:
     assert all(within(target, "registry", "losses") for target in own_imports(name))
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in NAMES if within(n, "distill", "validation", "assemble", "data", "students", "store")]
-)
+@pytest.mark.parametrize("name", [n for n in NAMES if within(n, *STUDENTS_ALONE)])
 def test_what_trains_a_student_never_reaches_a_teacher(name: str) -> None:
     assert not [target for target in reachable(name) if within(target, "teachers", "online")]
 

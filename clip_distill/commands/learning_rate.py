@@ -12,14 +12,14 @@ from lightning.pytorch.tuner.tuning import Tuner
 
 if TYPE_CHECKING:
     from clip_distill.data.module import DistillData
-    from clip_distill.distill import Distiller
+    from clip_distill.training import Training
 
 LEAST, MOST, STEPS = 1e-5, 1e-1, 100
 WINDOW = 10  # steps
 SHOWN = 10  # lines of the table
 
 
-def find_lr(module: Distiller, data: DistillData, options: dict[str, Any]) -> float | None:
+def find_lr(module: Training, data: DistillData, options: dict[str, Any]) -> float | None:
     """Train for up to 100 steps while the rate grows from 1e-5 to 0.1; print loss by rate, and the steepest descent.
 
     The test of Smith, 2017 (arXiv:1506.01186), by Lightning's tuner. It writes nothing, and keeps nothing of what the
