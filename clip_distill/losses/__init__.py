@@ -92,7 +92,7 @@ class WeightedSum(nn.Module):
             raise ValueError(f"options are given for {sorted(unused)}, but the losses are {list(names)}")
         self.names = list(names)
         self.factors = [weight * scale for weight, scale in zip(weights, scales, strict=True)]
-        self.losses = nn.ModuleList(_make(name, options.get(name, {})) for name in names)
+        self.losses = nn.ModuleList(make_loss(name, options.get(name, {})) for name in names)
         context = context or {}
         for name, loss in zip(names, self.losses, strict=True):
             if missing := set(needs_of(loss)) - set(context) - set(BATCH_NEEDS):
@@ -125,9 +125,14 @@ class WeightedSum(nn.Module):
         return torch.stack(terms).sum(), parts
 
 
-def _make(name: str, options: Mapping[str, Any]) -> nn.Module:
+def make_loss(name: str, options: Mapping[str, Any], known: Mapping[str, str] = LOSSES) -> nn.Module:
+    """A loss by its name among the known ones, or `module:Attr`.
+
+    Raises:
+        ValueError: There is no such loss, or it does not take the options.
+    """
     try:
-        loss: nn.Module = resolve("loss", LOSSES, name)(**options)
+        loss: nn.Module = resolve("loss", known, name)(**options)
     except TypeError as error:
         raise ValueError(f"loss {name!r} does not take the options {dict(options)}: {error}") from error
     return loss

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from clip_distill.losses import LOSSES, WeightedSum
+from clip_distill.losses import LOSSES, WeightedSum, make_loss
+from clip_distill.losses.both import BETWEEN
 
 STEPS, ROWS, WIDTH = 3, 6, 5
 
@@ -34,6 +35,18 @@ def run(student: Tensor, target: Tensor, pair: Tensor, bank: Tensor) -> dict[str
             leaf = rows.clone().requires_grad_()
             loss, _ = objective(leaf, aims, partners)
         (gradient,) = torch.autograd.grad(loss, leaf)
+        found[name] = {"loss": loss.detach(), "gradient": gradient}
+    return found | run_between(student[-1], target[-1])
+
+
+def run_between(image: Tensor, text: Tensor) -> dict[str, dict[str, Tensor]]:
+    """The same of the losses between two students [6, D]; of the pairs, some in both processes have the same photo."""
+    found = {}
+    pairs = torch.stack([image[:, 0] > 0, 1e6 * text[:, 0]], dim=1).long()
+    for name in BETWEEN:
+        leaves = image.clone().requires_grad_(), text.clone().requires_grad_()
+        loss = make_loss(name, {"temperature": 0.5}, BETWEEN)(*leaves, image.flip(1), text.flip(1), pairs)
+        gradient = torch.cat(torch.autograd.grad(loss, leaves), dim=1)
         found[name] = {"loss": loss.detach(), "gradient": gradient}
     return found
 
