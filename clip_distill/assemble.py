@@ -65,11 +65,11 @@ def assemble(recipe: Recipe, online: OnlineTarget | None = None, teach: Any = No
     teacher = own.manifest.teacher
     spec, student = build_student(recipe, teacher, corpus)
     foreign = recipe.translations is not None
-    validation, val_rows = load_validation(recipe.tower, val_images, val_texts, corpus.val, foreign)
+    validation, val_rows = load_validation(recipe.one, val_images, val_texts, corpus.val, foreign)
     train_store = None if online else open_table(recipe.store, recipe.tower, "train")
     if train_store is not None:
         require_teacher(train_store, own)
-    make = _images if recipe.tower == "image" else _captions
+    make = make_images if recipe.tower == "image" else make_captions
     train, val, views = make(spec, corpus, train_store, val_rows, recipe, online)
     loader = recipe.loader
     if loader.packed is not None:
@@ -102,7 +102,7 @@ def build_student(recipe: Recipe, teacher: Mapping[str, Any], corpus: Corpus) ->
         options["tokenizer"] = pruned.as_dict()
     if chosen.tokenizer is not None:
         options["tokenizer"] = _own_tokenizer(recipe, corpus).as_dict()
-    return make_student(recipe.tower, chosen.name, teacher, options)
+    return make_student(recipe.one, chosen.name, teacher, options)
 
 
 def _own_tokenizer(recipe: Recipe, corpus: Corpus) -> TokenizerSpec:
@@ -147,7 +147,7 @@ def make_objective(loss: Loss, context: Mapping[str, Tensor] | None = None) -> W
     return WeightedSum(loss.names, weights, scales, loss.options, context)
 
 
-def _images(
+def make_images(
     spec: TowerSpec,
     corpus: Corpus,
     store: Store | None,
@@ -155,6 +155,7 @@ def _images(
     recipe: Recipe,
     online: OnlineTarget | None,
 ) -> tuple[Images, Images, int]:
+    """Photos to train on, those of `val_rows` to validate, and how many stored views there are; 0 for online ones."""
     photos = corpus.train.require_images()
     plain = Views(spec.preprocess)
     val = Images(val_rows, plain)  # without a store: validation has its targets already
@@ -185,7 +186,7 @@ def pack_loader(folder: str, train: Images | Captions, val: Images | Captions, v
     val.packed = pack_images(Path(folder) / "val", val, 1)
 
 
-def _captions(
+def make_captions(
     spec: TowerSpec,
     corpus: Corpus,
     store: Store | None,
@@ -193,6 +194,7 @@ def _captions(
     recipe: Recipe,
     online: OnlineTarget | None,
 ) -> tuple[Captions, Captions, int]:
+    """Captions to train on, those of `val_rows` to validate, and 1 view, or 0 where the teacher runs online."""
     captions = corpus.train.require_captions()
     tokenizer = TokenizerSpec(**spec.tokenizer)
     pad, width = tokenizer.pad_id, None if spec.causal else tokenizer.context_length

@@ -56,7 +56,7 @@ def load_pairs(recipe: Recipe, own: Store, corpus: Corpus, train: Images | Capti
         ids = train.store.ids.take(pa.array(train.store_rows))
     else:
         ids = corpus.train.require_captions().column("text").unique()
-    return find_pairs(recipe.tower, ids, corpus.train.require_captions(), other_table(recipe, own), recipe.seed)
+    return find_pairs(recipe.one, ids, corpus.train.require_captions(), other_table(recipe, own), recipe.seed)
 
 
 def other_table(recipe: Recipe, own: Store) -> Store:

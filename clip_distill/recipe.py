@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from clip_distill.data.layout import Sources
@@ -45,12 +45,14 @@ class Loss:
     Args:
         names: Of l1, mse, cosine, ce, kl (with the teacher's embedding of the sample), gram_kl, rkd_distance, infonce
             (within the batch), queue_kl (with earlier batches), bank_kl, affinity (with the teacher's stored embeddings
-            of the other tower), or module:Attr.
+            of the other tower), or module:Attr. For tower both, each student's.
         weights: How much each matters; by default 1 each.
         scales: Brings losses of different size to a like one; by default 1 each.
         options: Loss name → its options, e.g. --loss.options '{bank_kl: {temperature: 0.02}}'.
         bank: How many stored embeddings of the other tower bank_kl and affinity compare with, drawn by the seed from
             the store's training table.
+        between: For tower both, losses between the two students → weight: both_affinity (affinities as the teacher's),
+            both_infonce (contrastive), or module:Attr. Their temperature is by default the teacher's.
     """
 
     names: list[str] = field(default_factory=lambda: ["cosine"])
@@ -58,6 +60,7 @@ class Loss:
     scales: list[float] | None = None
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     bank: int = 4096
+    between: dict[str, float] = field(default_factory=lambda: {"both_affinity": 1.0})
 
 
 @dataclass
@@ -114,10 +117,13 @@ class Recipe:
     """One run.
 
     Args:
-        tower: Which of the teacher's towers to distil.
+        tower: Which of the teacher's towers to distil; both trains two students that were distilled already together,
+            on (photo, caption) pairs.
         data: Folder in the documented layout.
         store: What `clip-distill embed` wrote.
         out: Folder of the run: student/, checkpoints/, logs/, recipe.yaml.
+        image_student: For tower both, the image student to go on with: a run's folder, or an open_clip model's name.
+        text_student: For tower both, the text student.
         student: The tower to train.
         loss: What to minimise.
         optimizer: How to minimise it.
@@ -143,10 +149,12 @@ class Recipe:
         wandb: Weights & Biases project to log to, beside TensorBoard and CSV.
     """
 
-    tower: Literal["image", "text"]
+    tower: Literal["image", "text", "both"]
     data: str | None
     store: str
     out: str
+    image_student: str | None = None
+    text_student: str | None = None
     student: Student = field(default_factory=Student)
     loss: Loss = field(default_factory=Loss)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -169,6 +177,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raises ValueError where values don't fit."""
+        if self.tower == "both":
+            self._check_both()
+        elif (self.image_student, self.text_student, self.loss.between) != (None, None, Loss().between):
+            raise ValueError(
+                f"image_student, text_student and loss.between: expected --tower both, found {self.tower}, which "
+                "trains one new student. Give --tower both, or leave them out"
+            )
         if self.mixup and self.tower == "text":
             raise ValueError("mixup: expected --tower image, found text: tokens can't be mixed. Leave --mixup out")
         if self.tower == "image" and (self.translations is not None or self.student.tokenizer is not None):
@@ -191,3 +206,48 @@ class Recipe:
         for name, (fits, expected, found) in ranges.items():
             if not fits:
                 raise ValueError(f"{name}: expected {expected}, found {found}")
+
+    def _check_both(self) -> None:
+        """Two students that are there already, and nothing that is for a new one, or for one tower.
+
+        Raises:
+            ValueError: An option does not fit.
+        """
+        for name in ("image_student", "text_student"):
+            if getattr(self, name) is None:
+                raise ValueError(
+                    f"--tower both trains two students together: expected --{name} RUN, a folder that fit wrote, found "
+                    "none. Distil each tower first (--tower image, --tower text)"
+                )
+        frozen = self.student.freeze
+        refused = {
+            "student (but for freeze)": self.student != Student(freeze=frozen),
+            "student.freeze by number": isinstance(frozen, int) and frozen != 0,
+            "target online": self.target == "online",
+            "translations": self.translations is not None,
+            "mixup": self.mixup != 0,
+            "loader.features": self.loader.features is not None,
+            "optimizer.layer_decay": self.optimizer.layer_decay != 1,
+        }
+        if found := [name for name, given in refused.items() if given]:
+            raise ValueError(
+                f"--tower both: expected the two students as they are, stored targets and whole photos, found "
+                f"{', '.join(found)}. Leave it out. To freeze, name modules: --student.freeze '[image]' keeps all "
+                "of the image student"
+            )
+
+    def of_one(self, tower: Literal["image", "text"]) -> Recipe:
+        """This recipe for one of its towers, of tower both."""
+        loss = replace(self.loss, between=Loss().between)
+        return replace(self, tower=tower, image_student=None, text_student=None, loss=loss)
+
+    @property
+    def one(self) -> Literal["image", "text"]:
+        """The tower, where it is one.
+
+        Raises:
+            ValueError: It is both.
+        """
+        if self.tower == "both":
+            raise ValueError("expected --tower image or text, found both")
+        return self.tower

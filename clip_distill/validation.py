@@ -1,11 +1,11 @@
-"""Validation of one tower against the teacher's other tower, from the store alone: no teacher in memory.
+"""Validation of one tower against the teacher's other tower, or of two students, from the store: no teacher in memory.
 
 Shapes: N own rows (photos, or unique captions), M rows of the other tower, C (photo, caption) pairs, D embedding.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +54,19 @@ class Validation:
             result["cosine"] = float(F.cosine_similarity(student, self.own, dim=-1).mean())
         return result
 
+    def metrics_of_both(self, images: Tensor, captions: Tensor) -> dict[str, float]:
+        """Retrieval of two students with each other, and each one's mean cosine to the teacher; of tower image's.
+
+        Args:
+            images: [N, D] the image student's, in the order of `own`; not normalised.
+            captions: [M, D] the text student's, in the order of `other`.
+        """
+        captions = captions.float()
+        metrics = replace(self, other=captions).metrics(images)
+        metrics["image_cosine"] = metrics.pop("cosine")
+        metrics["text_cosine"] = float(F.cosine_similarity(captions, self.other, dim=-1).mean())
+        return metrics
+
 
 def load_validation(
     tower: Tower, images: Store, texts: Store, split: Split, foreign: bool = False
@@ -75,18 +88,40 @@ def load_validation(
     Raises:
         StoreError: The two tables are of different teachers, or no caption has both its photo and itself in the store.
     """
+    photos, rows = _stored_photos(images, texts, split)
+    captions = split.require_captions()
+    if tower == "text" and foreign and (texts.find(captions.column("text")) < 0).any():
+        return _without_teacher(captions, photos, _rows(images, rows))
+    validation, photos, texts_used = _joined(images, texts, captions, photos, rows)
+    if tower == "image":
+        return validation, photos
+    return replace(validation, tower="text", own=validation.other, other=validation.own), texts_used
+
+
+def load_both(images: Store, texts: Store, split: Split) -> tuple[Validation, pa.Table, pa.Table]:
+    """`load_validation` for two students: as the image student's, with the table of photos and that of captions."""
+    photos, rows = _stored_photos(images, texts, split)
+    return _joined(images, texts, split.require_captions(), photos, rows)
+
+
+def _stored_photos(images: Store, texts: Store, split: Split) -> tuple[pa.Table, NDArray[np.int64]]:
+    """The split's photos that the store has, and their rows there; the two tables must be of one teacher."""
     require_same(
         f"{texts.folder}, beside {images.folder.name},",
         teacher_fingerprint(images.manifest.teacher),
         teacher_fingerprint(texts.manifest.teacher),
         "Run `clip-distill embed` for both towers with one teacher, into one --store.",
     )
-    photos, captions = split.require_images(), split.require_captions()
+    photos = split.require_images()
     rows = images.find(photos.column("id"))
     say_missing(images, int((rows < 0).sum()))
-    photos, rows = photos.filter(pa.array(rows >= 0)), rows[rows >= 0]
-    if tower == "text" and foreign and (texts.find(captions.column("text")) < 0).any():
-        return _without_teacher(captions, photos, _rows(images, rows))
+    return photos.filter(pa.array(rows >= 0)), rows[rows >= 0]
+
+
+def _joined(
+    images: Store, texts: Store, captions: pa.Table, photos: pa.Table, rows: NDArray[np.int64]
+) -> tuple[Validation, pa.Table, pa.Table]:
+    """The image tower's validation by photos at these rows of the store, and the tables of photos and of captions."""
     text_row = texts.find(captions.column("text"))
     say_missing(texts, len(captions.filter(pa.array(text_row < 0)).column("text").unique()))
     photo_row = np.asarray(_index(captions.column("image_id"), photos.column("id")))
@@ -96,15 +131,11 @@ def load_validation(
             f"{texts.folder}: expected captions of the validation photos, found none of the {len(captions)} in the "
             f"store with their photo ({len(photos)} photos). Run `clip-distill embed --split val` on this data."
         )
-    image_embeddings = _rows(images, rows)
     used, caption_row = np.unique(text_row[both], return_inverse=True)
-    own, other = image_embeddings, _rows(texts, used)
     table = photos.append_column("digest", images.photos(rows).column("digest"))
-    if tower == "text":
-        own, other = other, own
-        table = pa.table({"id": texts.ids.take(pa.array(used))})
     pairs = torch.from_numpy(caption_row), torch.from_numpy(photo_row[both])
-    return Validation(tower, own, other, *pairs), table
+    validation = Validation("image", _rows(images, rows), _rows(texts, used), *pairs)
+    return validation, table, pa.table({"id": texts.ids.take(pa.array(used))})
 
 
 def _without_teacher(captions: pa.Table, photos: pa.Table, embeddings: Tensor) -> tuple[Validation, pa.Table]:

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import ModelCheckpoint
     from torch import nn
 
-    from clip_distill.distill import Distiller
+    from clip_distill.data.module import DistillData
     from clip_distill.recipe import Recipe
     from clip_distill.towers import TowerSpec
+    from clip_distill.training import Training
 
 EXAMPLES = """\
   # a recipe as it is, on your data and store
@@ -33,6 +34,9 @@ EXAMPLES = """\
   clip-distill fit --recipe recipes/flickr8k_text.yaml --find_lr
   # go on after an interruption
   clip-distill fit --recipe runs/text/recipe.yaml --resume
+  # both students together, after each was distilled: on pairs, by what they keep of the teacher and of each other
+  clip-distill fit --tower both --data DATA --store stores/b32 --image_student runs/image --text_student runs/text \\
+    --out runs/both --optimizer.lr 1e-4 --loss.between '{both_affinity: 1.0, both_infonce: 0.1}'
   # a loss of your own: class MyLoss in my_loss.py, called with student and target [B, D]
   clip-distill fit --recipe recipes/flickr8k_text.yaml --loss.names '["my_loss:MyLoss"]'"""
 
@@ -48,7 +52,9 @@ def parser() -> ArgumentParser:
     """The recipe's keys and the Trainer's arguments, from a YAML and from flags."""
     from clip_distill.recipe import Recipe
 
-    result = new_parser("fit", "Train a small image or text encoder by a recipe.", EXAMPLES)
+    result = new_parser(
+        "fit", "Train a small image or text encoder by a recipe, or two that are trained already together.", EXAMPLES
+    )
     result.add_argument("--recipe", action="config", help="YAML with any of the keys below; flags override it")
     result.add_class_arguments(Recipe, as_group=False)
     result.add_argument(
@@ -73,13 +79,8 @@ def add_trainer(parser: ArgumentParser) -> None:
 
 
 def main(argv: list[str]) -> None:
-    import lightning as L
-
-    from clip_distill.assemble import assemble, in_own_tokens
     from clip_distill.commands.learning_rate import find_lr
     from clip_distill.commands.trainer import make_trainer, quiet_lightning
-    from clip_distill.features import pack_features
-    from clip_distill.students.inherit import inherit
 
     arguments = parser()
     config = arguments.parse_args(argv)
@@ -87,19 +88,10 @@ def main(argv: list[str]) -> None:
     out = Path(recipe.out)
     last = None if config.find_lr else prepare_folder(recipe, out)
     quiet_lightning()
-    online, teach = online_target(recipe)
-    cuts = recipe.student.init == "teacher" and last is None  # a resumed run has weights
-    source = ((online.spec, teach.module) if online else checked_teacher(recipe)) if cuts else None
-    L.seed_everything(recipe.seed, workers=True, verbose=False)  # after the teacher, whose making draws numbers too
-    module, data = assemble(recipe, online, teach)
-    report = None
-    if source is not None:
-        source = in_own_tokens(module.spec, data, source)
-        report = inherit(module.spec, module.student, source[0], source[1], recipe.student.select)
-        source = None  # training needs no teacher
-    module.prepare(recipe)
-    if recipe.loader.features is not None:
-        pack_features(recipe.loader.features, module, data)
+    if recipe.tower == "both":
+        (module, data), report = both_students(recipe), None
+    else:
+        module, data, report = new_student(recipe, fresh=last is None)
     if config.find_lr:
         find_lr(module, data, trainer_options)
         return
@@ -111,7 +103,59 @@ def main(argv: list[str]) -> None:
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
     if trainer.is_global_zero and not trainer_options.get("fast_dev_run"):
         print(cost)
-        save_student(module, trainer, best, out)
+        save_students(module, trainer, best, out)
+
+
+def new_student(recipe: Recipe, fresh: bool) -> tuple[Training, DistillData, Any]:
+    """A student with its first weights, its data, and what it took from the teacher, if anything.
+
+    Args:
+        recipe: The run.
+        fresh: Whether it begins; a resumed run has weights.
+    """
+    import lightning as L
+
+    from clip_distill.assemble import assemble, in_own_tokens
+    from clip_distill.features import pack_features
+    from clip_distill.students.inherit import inherit
+
+    online, teach = online_target(recipe)
+    cuts = recipe.student.init == "teacher" and fresh
+    source = ((online.spec, teach.module) if online else checked_teacher(recipe)) if cuts else None
+    L.seed_everything(recipe.seed, workers=True, verbose=False)  # after the teacher, whose making draws numbers too
+    module, data = assemble(recipe, online, teach)
+    report = None
+    if source is not None:
+        source = in_own_tokens(module.spec, data, source)
+        report = inherit(module.spec, module.student, source[0], source[1], recipe.student.select)
+        source = None  # training needs no teacher
+    module.prepare(recipe)
+    if recipe.loader.features is not None:
+        pack_features(recipe.loader.features, module, data)
+    return module, data, report
+
+
+def both_students(recipe: Recipe) -> tuple[Training, DistillData]:
+    """For `tower: both`, the two students that the recipe names, and pairs.
+
+    Raises:
+        ValueError: A student is of another teacher than the store.
+    """
+    import lightning as L
+
+    from clip_distill.assemble_both import assemble_both
+    from clip_distill.commands.loading import load_student, require_taught_by, teacher_of_store
+    from clip_distill.towers import TOWERS
+
+    students, teacher = {}, teacher_of_store(recipe.store)
+    for tower, name in zip(TOWERS, (recipe.image_student, recipe.text_student), strict=True):
+        assert name is not None
+        students[tower] = load_student(name, tower)
+        require_taught_by(f"{tower}_student {name}", students[tower][0], teacher)
+    L.seed_everything(recipe.seed, workers=True, verbose=False)
+    module, data = assemble_both(recipe, students)
+    module.prepare(recipe)
+    return module, data
 
 
 def to_recipe(arguments: ArgumentParser, config: Any) -> tuple[Recipe, dict[str, Any]]:
@@ -185,7 +229,7 @@ def checked_teacher(recipe: Recipe) -> tuple[TowerSpec, nn.Module]:
             "--student.init random"
         )
     name = recipe.teacher or store.manifest.teacher["name"]
-    spec, module = load_teacher(name, recipe.tower)
+    spec, module = load_teacher(name, recipe.one)
     expected, found = teacher_fingerprint(store.manifest.teacher), teacher_fingerprint(spec.teacher)
     require_same(
         f"teacher {name!r}",
@@ -209,8 +253,8 @@ def write_recipe(arguments: ArgumentParser, config: Any, out: Path) -> None:
     aside.replace(out / "recipe.yaml")
 
 
-def save_student(module: Distiller, trainer: Trainer, best: ModelCheckpoint, out: Path) -> None:
-    """Write the best student beside its checkpoints, and say where."""
+def save_students(module: Training, trainer: Trainer, best: ModelCheckpoint, out: Path) -> None:
+    """Write the best student, or both, beside the checkpoints, and say where."""
     import torch
 
     from clip_distill.towers import count_parameters, save_tower
@@ -219,7 +263,11 @@ def save_student(module: Distiller, trainer: Trainer, best: ModelCheckpoint, out
     if path:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         module.load_state_dict(state)
-    save_tower(out / "student", module.spec, module.trained)
     score = f", mean recall {float(best.best_model_score):.1f} %" if best.best_model_score is not None else ""
-    print(f"{out / 'student'}: {count_parameters(module.student) / 1e6:.2f}M parameters{score}")
-    print(f"next: clip-distill evaluate --{module.spec.tower}_student {out} …, clip-distill export …")
+    flags = []
+    for name, spec, tower in module.towers(module.trained):
+        folder = out / "student" / name
+        save_tower(folder, spec, tower)
+        print(f"{folder}: {count_parameters(tower) / 1e6:.2f}M parameters{score}")
+        flags.append(f"--{spec.tower}_student {out}")
+    print(f"next: clip-distill evaluate {' '.join(flags)} …, clip-distill export …")

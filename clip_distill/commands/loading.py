@@ -20,7 +20,7 @@ def load_student(name: str, tower: Tower) -> tuple[TowerSpec, nn.Module]:
     """A run's student, or one tower of any model that could be a teacher; on the CPU, in eval mode.
 
     Args:
-        name: Folder that `fit` wrote, or a teacher's name, such as `local-dir:exported`.
+        name: Folder that `fit` wrote, be it of one tower or of both, or a teacher's name, such as `local-dir:exported`.
         tower: Which tower is wanted.
 
     Returns:
@@ -37,7 +37,8 @@ def load_student(name: str, tower: Tower) -> tuple[TowerSpec, nn.Module]:
                 f"{name}: expected a run's folder or a teacher's name; no such folder, and {error}"
             ) from error
         return dataclasses.replace(spec, teacher={}), module
-    spec, module = load_tower(name)
+    one_of_both = Path(name) / "student" / tower
+    spec, module = load_tower(one_of_both if one_of_both.is_dir() else name)
     if spec.tower != tower:
         raise ValueError(f"{name}: expected the run of a student for {tower}s, found one for {spec.tower}s")
     return spec, module

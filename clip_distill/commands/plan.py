@@ -194,7 +194,7 @@ def embed_job(options: Options, recipes: list[Recipe]) -> EmbedJob:
     return EmbedJob(
         data=recipes[0].data,
         sources=recipes[0].sources,
-        towers=TOWERS if banks else tuple(each.tower for each in recipes),
+        towers=TOWERS if banks else tuple(each.one for each in recipes),
         **{name: getattr(options, name) for name in shared},
     )
 

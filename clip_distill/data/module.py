@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -28,6 +28,9 @@ from clip_distill.data.tokens import Ragged
 from clip_distill.data.views import Views, stack
 from clip_distill.data.workers import measure
 from clip_distill.store.table import Store
+
+if TYPE_CHECKING:
+    from clip_distill.data.photo_captions import PhotoCaptions
 
 
 class Batch(NamedTuple):
@@ -224,7 +227,12 @@ class DistillData(L.LightningDataModule):
     """
 
     def __init__(
-        self, train: Images | Captions, val: Images | Captions, views: int, options: LoaderOptions, seed: int
+        self,
+        train: Images | Captions | PhotoCaptions,
+        val: Images | Captions,
+        views: int,
+        options: LoaderOptions,
+        seed: int,
     ) -> None:
         super().__init__()
         self.train, self.val, self.views, self.options, self.seed = train, val, views, options, seed
@@ -246,9 +254,13 @@ class DistillData(L.LightningDataModule):
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._restored = state
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        sampler = InOrder(len(self.val), self.options.val_batch_size, *self._place(), lengths_of(self.val))
-        return DataLoader(self.val, sampler=sampler, **self._loader_arguments())
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        return self.in_order(self.val, self._loader_arguments())
+
+    def in_order(self, rows: Images | Captions, arguments: dict[str, Any]) -> DataLoader[Batch]:
+        """A loader of a validation set."""
+        sampler = InOrder(len(rows), self.options.val_batch_size, *self._place(), lengths_of(rows))
+        return DataLoader(rows, sampler=sampler, **arguments)
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
@@ -265,7 +277,7 @@ class DistillData(L.LightningDataModule):
 
     def _chosen_workers(self) -> int:
         train = self.train
-        if isinstance(train, Captions) or train.packed is not None:
+        if not isinstance(train, Images) or train.packed is not None:
             return 0
         if self.trainer is None:
             return default_workers()
@@ -279,6 +291,6 @@ def default_workers() -> int:
     return min(8, max(1, (os.cpu_count() or 1) - 1))
 
 
-def lengths_of(dataset: Images | Captions) -> NDArray[np.int64] | None:
-    """[N] tokens of each caption; None for photos."""
+def lengths_of(dataset: Images | Captions | PhotoCaptions) -> NDArray[np.int64] | None:
+    """[N] tokens of each caption; None for photos, and pairs."""
     return dataset.tokens.lengths if isinstance(dataset, Captions) else None

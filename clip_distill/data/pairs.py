@@ -66,18 +66,26 @@ def find_pairs(tower: Tower, ids: pa.Array | pa.ChunkedArray, captions: pa.Table
     """
     captions = captions.filter(pc.is_valid(captions.column("image_id")))
     own, other = ("image_id", "text") if tower == "image" else ("text", "image_id")
-    known = pa.array(ids) if isinstance(ids, pa.Array) else ids.combine_chunks()
-    places = pc.index_in(captions.column(own).cast(known.type), value_set=known)
-    mine = np.asarray(places.fill_null(-1)).astype(np.int64)
-    theirs = store.find(captions.column(other))
-    both = np.unique(np.stack([mine, theirs], axis=1)[(mine >= 0) & (theirs >= 0)], axis=0)
+    both = joined(places(captions.column(own), ids), store.find(captions.column(other)))
     if not len(both):
         raise ValueError(
             f"icl, pair_affinity: expected training captions of training photos, both in the store, found none of "
             f"{len(captions)} (captions in a TSV without image names belong to no photo). Leave these losses out"
         )
-    counts = np.bincount(both[:, 0], minlength=len(known))
+    counts = np.bincount(both[:, 0], minlength=len(ids))
     if lacking := int((counts == 0).sum()):
         what = "photos have no caption" if tower == "image" else "captions have no photo"
-        say(f"{lacking:,} of {len(known):,} training {what}: losses on pairs leave them out")
+        say(f"{lacking:,} of {len(ids):,} training {what}: losses on pairs leave them out")
     return Pairs(store, both[:, 1], np.cumsum([0, *counts]), seed)
+
+
+def places(needles: pa.ChunkedArray, ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
+    """Where each needle is among the ids, -1 for nowhere; a null is nowhere."""
+    known = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    found = pc.index_in(needles.cast(known.type), value_set=known)
+    return np.asarray(found.fill_null(-1)).astype(np.int64)
+
+
+def joined(mine: NDArray[np.int64], theirs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[P, 2] of two places each [C], in order and each once; without those of which one is nowhere, -1."""
+    return np.unique(np.stack([mine, theirs], axis=1)[(mine >= 0) & (theirs >= 0)], axis=0)
