@@ -1,10 +1,15 @@
-"""What glibc's allocator does with memory that is freed; elsewhere these do nothing."""
+"""How much memory a process has had; and what glibc's allocator does with freed memory, elsewhere nothing."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
+import os
+import sys
+from pathlib import Path
+
+import psutil
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -30,3 +35,19 @@ def give_back() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def most_resident_bytes(process: psutil.Process | None = None) -> int:
+    """The most memory that a process has had since it started: Linux and Windows keep count, macOS of this one alone.
+
+    Of another process on macOS, what it has now. None is this process.
+    """
+    process = process or psutil.Process()
+    if sys.platform == "darwin" and process.pid == os.getpid():
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes there, in KiB on Linux
+    status, now = Path(f"/proc/{process.pid}/status"), process.memory_info()
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    most = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    return max([int(now.rss), int(getattr(now, "peak_wset", 0)), *most])

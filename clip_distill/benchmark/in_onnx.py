@@ -10,7 +10,8 @@ import time
 import numpy as np
 import onnxruntime
 
-from clip_distill.benchmark.job import Array, Job, Started, peak_bytes, warm_up
+from clip_distill.allocator import most_resident_bytes
+from clip_distill.benchmark.job import Array, Job, Started, warm_up
 
 
 def start(job: Job) -> Started:
@@ -19,7 +20,7 @@ def start(job: Job) -> Started:
     Raises:
         ValueError: CUDA is asked for, and this onnxruntime can't use it.
     """
-    idle = peak_bytes()
+    idle = most_resident_bytes()
     began = time.perf_counter()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = job.threads, 1
@@ -32,7 +33,7 @@ def start(job: Job) -> Started:
         return embeddings
 
     start_seconds, embeddings = warm_up(job, np.ascontiguousarray, encode, began)
-    return Started(start_seconds, idle, peak_bytes() - idle, embeddings, session.get_providers()[0])
+    return Started(start_seconds, idle, most_resident_bytes() - idle, embeddings, session.get_providers()[0])
 
 
 def providers(device: str) -> list[str | tuple[str, dict[str, str]]]:

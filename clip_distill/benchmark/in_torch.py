@@ -12,7 +12,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from clip_distill.benchmark.job import Array, Job, Started, peak_bytes, warm_up
+from clip_distill.allocator import most_resident_bytes
+from clip_distill.benchmark.job import Array, Job, Started, warm_up
 from clip_distill.towers import load_tower
 
 
@@ -23,7 +24,7 @@ def start(job: Job) -> Started:
     on_cuda = device.type == "cuda"
     if on_cuda:
         torch.zeros(1, device=device)  # CUDA's own start is not the tower's
-    idle = peak_bytes()
+    idle = most_resident_bytes()
     began = time.perf_counter()
     module = load_tower(job.model)[1].to(device)
     if job.runtime == "compile":
@@ -41,5 +42,5 @@ def start(job: Job) -> Started:
         return embeddings
 
     start_seconds, embeddings = warm_up(job, prepare, encode, began)
-    peak = torch.cuda.max_memory_allocated(device) if on_cuda else peak_bytes() - idle
+    peak = torch.cuda.max_memory_allocated(device) if on_cuda else most_resident_bytes() - idle
     return Started(start_seconds, idle, peak, embeddings, job.device)

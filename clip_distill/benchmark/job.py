@@ -8,7 +8,6 @@ Shapes: B batch, N rows, D embedding.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 TURN_SECONDS = 0.5  # a turn ends after this, once a pass was timed
@@ -129,16 +127,3 @@ def end_with_parent() -> None:
             os._exit(1)
 
         threading.Thread(target=follow, daemon=True).start()
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has had: Linux and Windows keep count, macOS through `getrusage`."""
-    if sys.platform == "darwin":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes there, in KiB on Linux
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = status.read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    return int(getattr(psutil.Process().memory_info(), "peak_wset"))  # noqa: B009 - psutil has it on Windows alone

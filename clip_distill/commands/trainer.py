@@ -16,8 +16,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from clip_distill.allocator import most_resident_bytes
 from clip_distill.data.module import Batch
-from clip_distill.plan.memory import most_resident_bytes
 
 if TYPE_CHECKING:
     from clip_distill.recipe import Recipe
@@ -117,7 +117,7 @@ class Cost(Callback):
             self._pending = 0
 
     def _peak_bytes(self) -> int:
-        return most_resident_bytes(psutil.Process())
+        return most_resident_bytes()
 
     def __str__(self) -> str:
         peak = self._peak_bytes()

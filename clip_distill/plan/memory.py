@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import psutil
 import torch
 
-from clip_distill.allocator import give_back, keep_memory
+from clip_distill.allocator import give_back, keep_memory, most_resident_bytes
 from clip_distill.plan.estimate import grow, largest_batch
 
 T = TypeVar("T")
@@ -31,14 +31,6 @@ def available_bytes() -> int:
     if limit.is_file() and used.is_file() and (most := limit.read_text(encoding="ascii").strip()) != "max":
         free = min(free, int(most) - int(used.read_text(encoding="ascii")))
     return free
-
-
-def most_resident_bytes(process: psutil.Process) -> int:
-    """The most memory that a process has had since it started, as Linux keeps it; elsewhere, what it has now."""
-    status = Path(f"/proc/{process.pid}/status")
-    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
-    most = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
-    return max([int(process.memory_info().rss), *most])
 
 
 def workers_bytes(process: psutil.Process) -> int:

@@ -57,7 +57,7 @@ def test_a_slow_turn_ends_early(limit: float, passes: int, runs: int, monkeypatc
 
 def test_the_peak_stays_when_memory_is_given_back() -> None:
     code = (
-        "import numpy as np; from clip_distill.benchmark.job import peak_bytes\n"
+        "import numpy as np; from clip_distill.allocator import most_resident_bytes as peak_bytes\n"
         "before = peak_bytes(); block = np.ones(50_000_000 // 8); during = peak_bytes(); del block\n"
         "print(during - before, peak_bytes() - before)"
     )
