@@ -122,12 +122,12 @@ class Recipe:
         data: Folder in the documented layout.
         store: What `clip-distill embed` wrote.
         out: Folder of the run: student/, checkpoints/, logs/, recipe.yaml.
-        image_student: For tower both, the image student to go on with: a run's folder, or an open_clip model's name.
-        text_student: For tower both, the text student.
         student: The tower to train.
         loss: What to minimise.
         optimizer: How to minimise it.
         loader: Batches.
+        image_student: For tower both, the image student to go on with: a run's folder, or an open_clip model's name.
+        text_student: For tower both, the text student.
         target: stored (the teacher's embeddings come from the store) or online (the teacher runs at every step).
         teacher: The teacher to run, for target online, or to take student.init from; the store's by default.
         augment: Augmentation, for target online: a fresh view of each image every epoch, one for teacher and student.
@@ -153,12 +153,12 @@ class Recipe:
     data: str | None
     store: str
     out: str
-    image_student: str | None = None
-    text_student: str | None = None
     student: Student = field(default_factory=Student)
     loss: Loss = field(default_factory=Loss)
     optimizer: Optimizer = field(default_factory=Optimizer)
     loader: Loader = field(default_factory=Loader)
+    image_student: str | None = None
+    text_student: str | None = None
     target: Literal["stored", "online"] = "stored"
     teacher: str | None = None
     augment: str = "none"
