@@ -86,10 +86,11 @@ def pack_features(folder: str, module: Distiller, data: DistillData) -> None:
     if not data.views:
         raise ValueError("loader.features: expected stored targets, found --target online, with new views each epoch")
     front = Front(student, module.spec.preprocess)
+    weights = front.digest
     for name, images, views in (("train", train, data.views), ("val", val, 1)):
         blank = torch.zeros(1, 3, images.views.height, images.views.width, dtype=torch.uint8)
         _, channels, height, width = front(blank).shape
-        source = {**made_from(images, views), "weights": front.digest}
+        source = {**made_from(images, views), "weights": weights}
         contents = Contents(len(images), views, height, width, source, channels, "float16")
 
         images.packed = pack(Path(folder) / name, contents, Render(front, images))

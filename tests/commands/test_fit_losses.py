@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +55,14 @@ def test_every_loss_trains_either_tower(
     assert beside == ({"objective.losses.0._extra_state"} if loss == "queue_kl" else set())
 
 
-def test_two_processes_train_the_student_of_one(tiny_data: Path, tiny_views_store: Path, tmp_path: Path) -> None:
+def test_two_processes_train_the_student_of_one(
+    tiny_data: Path, tiny_views_store: Path, tmp_path: Path, run_alone: Callable[..., Any]
+) -> None:
     loss = ["--loss.names", f"[{', '.join(RELATIONAL)}]", "--loss.options", "{queue_kl: {size: 20}}"]
     cli.main(arguments("text", tiny_data, tiny_views_store, tmp_path / "one", *loss))
     two = ["--loader.batch_size", "4", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
     command = arguments("text", tiny_data, tiny_views_store, tmp_path / "two", *loss, *two)
-    done = subprocess.run(
-        [sys.executable, "-m", "clip_distill.cli", *command],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_alone(command, timeout=120)
     one, both = state(tmp_path / "one"), state(tmp_path / "two")
     place = RELATIONAL.index("queue_kl")
     queues = [each.pop(f"objective.losses.{place}._extra_state") for each in (one, both)]

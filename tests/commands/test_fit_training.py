@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,20 +156,13 @@ def test_a_run_cannot_go_on_with_an_average_that_it_never_had_nor_without_the_on
 
 
 def test_two_processes_with_an_average_and_layer_wise_rates_train_the_student_of_one(
-    tiny_data: Path, tiny_views_store: Path, tmp_path: Path
+    tiny_data: Path, tiny_views_store: Path, tmp_path: Path, run_alone: Callable[..., Any]
 ) -> None:
     options = ["--ema", "0.9", "--optimizer.layer_decay", "0.7", "--student.freeze", "1", "--checkpointing"]
     cli.main(arguments("vit", tiny_data, tiny_views_store, tmp_path / "one", *options))
     two = ["--loader.batch_size", "4", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
     command = arguments("vit", tiny_data, tiny_views_store, tmp_path / "two", *options, *two)
-    done = subprocess.run(
-        [sys.executable, "-m", "clip_distill.cli", *command],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_alone(command, timeout=240)
     close(checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two"))
     assert "samples/s" in done.stdout and done.stdout.count("peak memory") == 1
 
