@@ -49,14 +49,14 @@ class Distiller(Training):
     ) -> None:
         super().__init__(student, objective, optimizer, validation)
         self.spec, self.teach, self.pairs = spec, teach, pairs
-        self._mixup, self._seed = 0.0, 0
+        self._mixup = 0.0
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     def towers(self, of: nn.Module) -> Iterator[tuple[str, TowerSpec, nn.Module]]:
         yield "", self.spec, of
 
     def prepare(self, recipe: Recipe) -> None:
-        self._mixup, self._seed = recipe.mixup, recipe.seed
+        self._mixup = recipe.mixup
         super().prepare(recipe)
 
     def forward(self, inputs: Tensor) -> Tensor:

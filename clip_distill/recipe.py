@@ -25,6 +25,7 @@ class Student:
         common: For vocabulary corpus, keep this many of CLIP's most common tokens whatever the captions use.
         freeze: What does not train: N for the stem or embeddings and the first N blocks (of a convolutional net:
             stages), or names of modules, e.g. --student.freeze '[token_embedding]'.
+        word_dropout: In training, the share of tokens of which a text student sees no embedding, only the position.
     """
 
     name: str | None = None
@@ -36,6 +37,7 @@ class Student:
     min_count: int = 1
     common: int = 0
     freeze: int | list[str] = 0
+    word_dropout: float = 0.0
 
 
 @dataclass
@@ -186,6 +188,8 @@ class Recipe:
             )
         if self.mixup and self.tower == "text":
             raise ValueError("mixup: expected --tower image, found text: tokens can't be mixed. Leave --mixup out")
+        if self.student.word_dropout and self.tower == "image":
+            raise ValueError("student.word_dropout: expected --tower text, found image, which reads no words")
         if self.tower == "image" and (self.translations is not None or self.student.tokenizer is not None):
             raise ValueError("translations and student.tokenizer: expected --tower text, found image, which reads none")
         if self.translations is not None and self.target == "online":
@@ -197,11 +201,12 @@ class Recipe:
                 "student.vocabulary corpus keeps a part of the teacher's tokenizer: expected no --student.tokenizer "
                 f"beside it, found {self.student.tokenizer!r}"
             )
-        decay = self.optimizer.layer_decay
+        decay, dropout = self.optimizer.layer_decay, self.student.word_dropout
         ranges = {
             "mixup": (self.mixup >= 0, "0 or more", self.mixup),
             "ema": (0 <= self.ema < 1, "0, or a decay below 1", self.ema),
             "optimizer.layer_decay": (0 < decay <= 1, "above 0 and up to 1", decay),
+            "student.word_dropout": (0 <= dropout < 1, "0, or a share below 1", dropout),
         }
         for name, (fits, expected, found) in ranges.items():
             if not fits:

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.utils.model_ema import ModelEmaV3
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from clip_distill.data.views import normalise
 from clip_distill.optim import lr_factor, make_optimizer
 from clip_distill.recipe import Optimizer, Recipe
-from clip_distill.students.layers import freeze, recompute, rest, skip_frozen, statistics_kept
+from clip_distill.students.layers import drop_words, freeze, recompute, rest, skip_frozen, statistics_kept
 from clip_distill.towers import TowerSpec
 from clip_distill.validation import Validation
 
@@ -41,7 +42,7 @@ class Training(L.LightningModule):
         self.objective, self.optimizer_options, self.validation = objective, optimizer, validation
         self.student = student.to(memory_format=torch.channels_last)
         self.average: ModelEmaV3 | None = None
-        self._recomputes = False
+        self._recomputes, self._seed = False, 0
         self.reads_features = False
         self._backward = ExitStack()
 
@@ -55,7 +56,10 @@ class Training(L.LightningModule):
         Raises:
             ValueError: A switch does not fit the student, or there is no compiler.
         """
+        self._seed = recipe.seed
         freeze(self.student, recipe.student.freeze)
+        if recipe.student.word_dropout:
+            drop_words(self.student, recipe.student.word_dropout)
         if recipe.loader.features is not None:
             skip_frozen(self.student)
             self.reads_features = True
@@ -115,6 +119,11 @@ class Training(L.LightningModule):
     def sees_all(self) -> bool:
         """Whether a validation that ends now has embedded all rows; else there is nothing to rank among."""
         return not (self.trainer.sanity_checking or getattr(self.trainer, "fast_dev_run", False))
+
+    def on_train_batch_start(self, batch: Any, index: int) -> None:
+        """Let what a step draws depend on its place alone, so that a resumed run draws the same."""
+        place = [self._seed, self.current_epoch, index, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def on_before_backward(self, loss: Tensor) -> None:
         if self._recomputes:

@@ -1,4 +1,4 @@
-"""A tower as a sequence of layers: which of them train, how deep a parameter lies, what the backward pass recomputes.
+"""A tower as a sequence of layers: which train, how deep a parameter lies, what training skips, drops or recomputes.
 
 Layer 0 is what comes first (the stem of a convolutional net, patches or tokens and their positions), then one layer per
 block, and last what follows the blocks (norms, head, projection). Coarse layers are a convolutional net's stages.
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch.nn.functional as F
 from timm.models import checkpoint_seq, group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -110,6 +111,39 @@ def skip_frozen(student: nn.Module) -> None:
             "loader.features: expected a student whose first stages are frozen, found one that trains from the first. "
             "Give --student.freeze N, or leave it out"
         )
+
+
+class WordDropout(nn.Embedding):
+    """A token table that drops whole words while training; see `drop_words`."""
+
+    dropped: float
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.dropout1d(super().forward(input), self.dropped, self.training)
+
+
+def drop_words(student: nn.Module, share: float) -> None:
+    """Let a text student see no embedding at a share of its tokens while training, others being scaled up for it.
+
+    It learns to guess the whole caption from the rest, so that no rare word carries all of its meaning. Dropping whole
+    words at the input is word dropout (Iyyer et al., 2015, "Deep Unordered Composition Rivals Syntactic Methods"); each
+    place draws for itself, but captions of a batch that begin alike share what is dropped there on a CPU.
+
+    Raises:
+        ValueError: It has no table of tokens by open_clip's name, or that table does not train.
+    """
+    if type(getattr(student, "token_embedding", None)) is not nn.Embedding:
+        raise ValueError(
+            "student.word_dropout: expected a student with a `token_embedding` of type nn.Embedding, found "
+            f"{type(student).__name__}. Leave it out"
+        )
+    table: Any = student.token_embedding
+    if not table.weight.requires_grad:
+        raise ValueError(
+            "student.word_dropout: expected token embeddings that train, found them frozen. Leave one of the two out"
+        )
+    table.__class__ = WordDropout  # same parameters and state dict; only the forward pass differs
+    table.dropped = share
 
 
 class Recomputed(nn.Sequential):

@@ -120,7 +120,7 @@ def test_the_average_is_what_is_validated_and_saved(
 SWITCHES = {
     "vit": ["--ema", "0.9", "--mixup", "0.5", "--optimizer.layer_decay", "0.7", "--checkpointing"],
     "cut": ["--ema", "0.9", "--mixup", "0.5", "--student.freeze", "1", "--checkpointing"],
-    "text": ["--ema", "0.9", "--optimizer.layer_decay", "0.7", "--student.freeze", "[token_embedding]"],
+    "text": ["--ema=0.9", "--optimizer.layer_decay=0.7", "--student.freeze=[ln_final]", "--student.word_dropout=0.3"],
 }
 
 
@@ -259,6 +259,9 @@ def test_recomputed_blocks_train_the_same_student(
     ("student", "options", "message"),
     [
         ("text", ["--mixup", "0.2"], "tokens can't be mixed"),
+        ("vit", ["--student.word_dropout", "0.1"], "expected --tower text, found image"),
+        ("text", ["--student.word_dropout", "1"], "word_dropout: expected 0, or a share below 1, found 1"),
+        ("text", ["--student.word_dropout=0.1", "--student.freeze=1"], "embeddings that train, found them frozen"),
         ("vit", ["--mixup", "-1"], "mixup: expected 0 or more, found -1"),
         ("text", ["--ema", "1"], "ema: expected 0, or a decay below 1, found 1"),
         ("text", ["--optimizer.layer_decay", "0"], "layer_decay: expected above 0 and up to 1, found 0"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_distill.students import make_student
-from clip_distill.students.layers import freeze, layer_of, recompute, rest, statistics_kept
+from clip_distill.students.layers import drop_words, freeze, layer_of, recompute, rest, statistics_kept
 from clip_distill.towers import Tower
 
 Case = tuple[Tower, str, dict[str, Any]]
@@ -152,6 +152,27 @@ def test_recomputing_changes_neither_output_nor_gradients_nor_statistics_nor_nam
     for name, parameter in student.named_parameters():
         torch.testing.assert_close(again.get_parameter(name).grad, parameter.grad)
     torch.testing.assert_close(again.eval()(inputs), student.eval()(inputs))
+
+
+def test_words_are_dropped_whole_in_training_alone(make_record: Callable[..., dict[str, Any]]) -> None:
+    student, tokens = build("text", make_record)
+    names, rows, whole = student.state_dict().keys(), student.token_embedding(tokens), student.eval()(tokens)
+    drop_words(student, 0.25)
+    assert student.state_dict().keys() == names
+    torch.testing.assert_close(student(tokens), whole)
+    torch.manual_seed(0)
+    seen = student.train().token_embedding(tokens.repeat(200, 1)).unflatten(0, (200, 4))
+    kept = seen.any(-1)
+    assert kept.float().mean() == pytest.approx(0.75, abs=0.02)
+    assert kept.float().mean(0).min() > 0.5 and kept.float().mean(0).max() < 0.95  # at every place
+    expected = rows.expand_as(seen)[kept] / 0.75
+    torch.testing.assert_close(seen[kept], expected)
+    assert not torch.allclose(student(tokens), whole, atol=1e-3)
+
+
+def test_a_tower_without_a_table_of_words_is_told() -> None:
+    with pytest.raises(ValueError, match="student.word_dropout: expected a student with a `token_embedding`"):
+        drop_words(nn.Linear(2, 2), 0.1)
 
 
 def test_a_tower_that_cannot_recompute_is_told() -> None:
