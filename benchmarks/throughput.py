@@ -6,6 +6,7 @@
 - original: the teacher runs at every step, captions are padded to 77 tokens, all in float32 (`fit --target online`)
 - ours: targets from the store, as `clip-distill fit` runs it
 - packed: the same from a packed copy of the photos, made beforehand (`--loader.packed`), at the last precision
+- half: ours, at each precision, with half of each photo's patches left out (`--student.options.patch_dropout 0.5`)
 - floor: the student's forward and backward pass and its optimiser's step, on tensors that lie in memory; no data
   loading, no Trainer, no logging, no clipping
 
@@ -50,6 +51,7 @@ class Job:
     batch_size: int
     steps: int
     packed: bool = False
+    student: tuple[tuple[str, float], ...] = ()  # options that differ from the default's
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def run(root: Path, given: argparse.Namespace) -> None:
         if tower == "image":
             last = jobs[f"ours {given.precision[-1]}"]
             jobs[f"packed {given.precision[-1]}"] = replace(last, packed=True)
+            for each in given.precision:
+                jobs[f"half {each}"] = replace(jobs[f"ours {each}"], student=(("patch_dropout", 0.5),))
         report(tower, repeat(jobs, given.repeats))
 
 
@@ -132,7 +136,7 @@ def assembled(job: Job) -> tuple[Any, Any, Any]:
     """The recipe, its module and its data, as `fit` makes them."""
     from clip_distill.assemble import assemble
     from clip_distill.commands.fit import online_target
-    from clip_distill.recipe import Loader, Loss, Recipe
+    from clip_distill.recipe import Loader, Loss, Recipe, Student
 
     original = job.mode == "original"
     recipe = Recipe(
@@ -140,6 +144,7 @@ def assembled(job: Job) -> tuple[Any, Any, Any]:
         data=job.data,
         store=job.store,
         out=tempfile.mkdtemp(dir=Path(job.store).parent),
+        student=Student(options=dict(job.student)),
         loss=Loss(ORIGINAL_LOSS if original else LOSS[job.tower]),
         loader=Loader(batch_size=job.batch_size, packed=str(Path(job.store) / "packed") if job.packed else None),
         target="online" if original else "stored",

@@ -20,6 +20,7 @@ def vit(
     layers: int = 6,
     heads: int = 24,
     mlp_ratio: float = 4.0,
+    patch_dropout: float = 0.0,
 ) -> tuple[TowerSpec, nn.Module]:
     """CLIP's vision transformer (Radford et al., 2021); the defaults have 26.0M parameters at D = 512.
 
@@ -31,13 +32,17 @@ def vit(
         layers: Transformer blocks.
         heads: Attention heads per block.
         mlp_ratio: Hidden width of a block's MLP over `width`.
+        patch_dropout: Share of each image's patches, drawn anew each time, that training leaves out and so does not
+            compute (Li et al., 2023, "Scaling Language-Image Pre-training via Masking"): 0.5 nearly halves a step.
     """
+    if not 0 <= patch_dropout < 1:
+        raise ValueError(f"student 'vit': expected patch_dropout 0, or a share below 1, found {patch_dropout}")
     if input_resolution % patch_size or width % heads:
         raise ValueError(
             "student 'vit': expected input_resolution a multiple of patch_size and width a multiple of heads, found "
             f"{input_resolution} and {patch_size}, {width} and {heads}"
         )
-    cfg = {
+    cfg: dict[str, Any] = {
         "image_size": input_resolution,
         "patch_size": patch_size,
         "width": width,
@@ -45,6 +50,8 @@ def vit(
         "head_width": width // heads,
         "mlp_ratio": mlp_ratio,
     }
+    if patch_dropout:
+        cfg["patch_dropout"] = patch_dropout
     return _with_weights(teacher, cfg, input_resolution)
 
 

@@ -77,6 +77,20 @@ def test_options_of_the_vit(make_record: Record) -> None:
     assert len(module.transformer.resblocks) == 2
 
 
+def test_patches_are_left_out_in_training_alone(make_record: Record) -> None:
+    _, options = SMALL["vit"]
+    spec, whole = make_student("image", "vit", make_record(32), options)
+    assert "patch_dropout" not in spec.cfg
+    spec, module = make_student("image", "vit", make_record(32), options | {"patch_dropout": 0.5})
+    module.load_state_dict(whole.state_dict())
+    images, seen = inputs(spec), list[int]()
+    module.transformer.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    with torch.no_grad():
+        assert not torch.equal(module.train()(images), module(images))
+        torch.testing.assert_close(module.eval()(images), whole.eval()(images))
+    assert seen == [1 + 4, 1 + 4, 1 + 9]  # of 3 × 3 patches, and the class token
+
+
 def test_options_of_the_transformer(make_record: Record) -> None:
     options = SMALL["transformer"][1] | {"context_length": 16, "vocab_size": 50000, "mlp_ratio": 3.0}
     spec, module = make_student("text", None, make_record(32), options)
@@ -121,6 +135,7 @@ def test_pixels_are_normalised_as_the_teachers_are(make_record: Record) -> None:
             "has no option depth, widht; its options are input_resolution,",
         ),
         ("image", "vit", {"width": 50, "heads": 3}, "width a multiple of heads, found .* 50 and 3"),
+        ("image", "vit", {"patch_dropout": 1}, "patch_dropout 0, or a share below 1, found 1"),
         ("image", "vit", {"input_resolution": 100}, "input_resolution a multiple of patch_size .* 100 and 32"),
         ("image", "timm", {}, "needs the options model"),
         ("image", "timm", {"model": "resnet_18"}, "no model 'resnet_18'; similar: .*resnet"),
