@@ -24,11 +24,21 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black
 SHAPES = ("circle", "square", "bar", "frame")
 
 
-def save_teacher(folder: Path, *, custom_text: bool, seed: int = 0, quick_gelu: bool = False) -> str:
+def save_teacher(
+    folder: Path, *, custom_text: bool, seed: int = 0, quick_gelu: bool = False, timm_model: str | None = None
+) -> str:
     """Write an open_clip folder with a two-layer ViT and text transformer (D = 32); return its name as a teacher."""
+    vision: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
+    if timm_model is not None:
+        vision = {
+            "image_size": 32,
+            "timm_model_name": timm_model,
+            "timm_model_pretrained": False,
+            "timm_proj": "linear",
+        }
     cfg: dict[str, Any] = {
         "embed_dim": 32,
-        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32},
+        "vision_cfg": vision,
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
         "quick_gelu": quick_gelu,
     }

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from clip_distill.cli import main
 from clip_distill.quickstart import flow
 from clip_distill.quickstart.scenes import draw_dataset
 from clip_distill.quickstart.teacher import captions_by_photo, read_pixels, train_teacher
+from clip_distill.teachers import load_teacher
 from clip_distill.towers import count_parameters, load_tower
 
 TINY = replace(flow.Budget(), photos=96, val_photos=12, teacher_epochs=1, image_samples=192, text_samples=768)
@@ -130,6 +132,24 @@ def test_own_data_and_teacher_and_a_second_run(
     assert manifest.stat().st_mtime_ns == made, "the store is kept"
     with pytest.raises(FileExistsError, match="seed 0, now 1"):
         flow.run(out, str(tiny_data), tiny_teacher, 1, budget)
+
+
+def test_a_teacher_with_a_backbone_of_stages_gives_its_first_ones_to_the_image_student(
+    tiny_data: Path, make_teacher: Callable[..., str], tmp_path: Path
+) -> None:
+    teacher = make_teacher(tmp_path / "teacher", custom_text=True, timm_model="test_efficientnet")
+    budget, out = replace(flow.REAL, image_samples=24, text_samples=72), tmp_path / "mine"
+    result = flow.run(out, str(tiny_data), teacher, 0, budget)
+    _, trunk = load_tower(out / "runs/image")
+    theirs = load_teacher(teacher, "image")[1].get_parameter("trunk.blocks.0.0.conv.weight")
+    assert torch.equal(trunk.get_parameter("trunk.blocks.0.0.conv.weight"), theirs)
+    rows = {row["name"]: row for row in result["rows"]}
+    assert rows["image student"]["parameters"]["image"] < rows["teacher"]["parameters"]["image"]
+    model = open_clip.create_model(f"local-dir:{result['exported']}").eval()
+    photos = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_image(photos), load_teacher(teacher, "image")[1].eval()(photos))
+    assert count_parameters(model.text) == rows["text student"]["parameters"]["text"]
 
 
 def test_arguments_that_do_not_fit(tmp_path: Path) -> None:
