@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clip_distill.data.module import DistillData, Images
 from clip_distill.data.packed import Contents, made_from, pack
@@ -32,16 +32,14 @@ class Front:
     """
 
     def __init__(self, student: CutBackbone, preprocess: dict[str, Any]) -> None:
-        self.parts, self.preprocess = student.parts[: student.done], preprocess
+        self.parts, self.preprocess = nn.Sequential(*student.parts[: student.done]), preprocess
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 [V, 3, S, S] → float16 [V, C, s, s]; what is out of float16's range is cut to it."""
-        x = normalise(pixels, self.preprocess)
-        for part in self.parts:
-            x = part(x)
+        maps: Tensor = self.parts(normalise(pixels, self.preprocess))
         most = torch.finfo(torch.float16).max
-        return x.clamp(-most, most).half()
+        return maps.clamp(-most, most).half()
 
     @property
     def digest(self) -> str:
