@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from clip_distill import cli
@@ -99,42 +96,19 @@ def test_online_and_stored_targets_of_plain_views_train_the_same_student(
         torch.testing.assert_close(stored[name], online[name], atol=2e-4, rtol=1e-3)
 
 
-class StopAt(L.Callback):
-    """Ends the run as a crash would, after a number of steps."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        if trainer.global_step == self.step:
-            raise RuntimeError("stopped by the test")
-
-
-class SaveEveryStep(L.pytorch.callbacks.ModelCheckpoint):
-    """Keeps `last` fresh after every step, so that a run can be resumed within an epoch."""
-
-    def __init__(self, folder: str) -> None:
-        super().__init__(folder, "last", every_n_train_steps=1, enable_version_counter=False)
-
-
 @pytest.mark.parametrize("tower", ["image", "text"])
-@pytest.mark.parametrize("every_step", [False, True])
+@pytest.mark.parametrize("within_epoch", [False, True])
 def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(
-    tower: str, every_step: bool, tiny_data: Path, store: Path, tmp_path: Path
+    tower: str, within_epoch: bool, tiny_data: Path, store: Path, tmp_path: Path, stop_at: Callable[..., str]
 ) -> None:
     options = ["--trainer.max_epochs", "4", "--seed", "5"]
     fit(tower, tiny_data, store, tmp_path / "whole", *options)
     per_epoch = -(-{"image": 24, "text": 72}[tower] // 8)
-    stop = yaml.safe_dump({"class_path": f"{__name__}.StopAt", "init_args": {"step": 2 * per_epoch + 1 + every_step}})
-    save = yaml.safe_dump(
-        {"class_path": f"{__name__}.SaveEveryStep", "init_args": {"folder": str(tmp_path / "cut/checkpoints")}}
-    )
-    sys.path.insert(0, str(Path(__file__).parent))
-    callbacks = [f"--trainer.callbacks+={save}"] * every_step
+    stop = stop_at(2 * per_epoch + 1, tmp_path / "cut/checkpoints" if within_epoch else None)
     with pytest.raises(RuntimeError, match="stopped by the test"):
-        fit(tower, tiny_data, store, tmp_path / "cut", *options, *callbacks, f"--trainer.callbacks+={stop}")
+        fit(tower, tiny_data, store, tmp_path / "cut", *options, stop)
     stopped_at = torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"]
-    assert stopped_at == (2 * per_epoch + every_step)
+    assert stopped_at == (2 * per_epoch + within_epoch)
     fit(tower, tiny_data, store, tmp_path / "cut", *options, "--resume", "true")
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 import yaml
@@ -33,18 +32,6 @@ def last(out: Path) -> dict[str, Any]:
 def logged(out: Path, column: str) -> list[float]:
     with open(out / "logs/metrics.csv", encoding="utf-8") as file:
         return [float(row[column]) for row in csv.DictReader(file) if row.get(column)]
-
-
-class StopAt(L.Callback):
-    """Ends the run as a crash would, after a number of steps, of which the last is saved."""
-
-    def __init__(self, step: int, folder: str) -> None:
-        self.step, self.folder = step, folder
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(Path(self.folder) / "last.ckpt")
-            raise RuntimeError("stopped by the test")
 
 
 def test_a_run_leaves_two_students_that_evaluate_and_export_take(
@@ -90,13 +77,16 @@ def test_a_run_leaves_two_students_that_evaluate_and_export_take(
 
 
 def test_a_run_goes_on_from_its_own_recipe_within_an_epoch_as_if_never_stopped(
-    tiny_data: Path, tiny_views_store: Path, tiny_runs: dict[str, Path], tmp_path: Path
+    tiny_data: Path,
+    tiny_views_store: Path,
+    tiny_runs: dict[str, Path],
+    tmp_path: Path,
+    stop_at: Callable[..., str],
 ) -> None:
     losses = ["--loss.names", "[cosine, queue_kl, icl]", "--loss.between", "{both_affinity: 1.0, both_infonce: 0.5}"]
     options = [*losses, "--ema", "0.9", "--checkpointing"]
     cli.main(arguments(tiny_data, tiny_views_store, tiny_runs, tmp_path / "whole", *options))
-    stop = {"class_path": f"{__name__}.StopAt", "init_args": {"step": 8, "folder": str(tmp_path / "cut/checkpoints")}}
-    cut = [*options, f"--trainer.callbacks+={yaml.safe_dump(stop)}"]
+    cut = [*options, stop_at(8, tmp_path / "cut/checkpoints")]
     with pytest.raises(RuntimeError, match="stopped by the test"):
         cli.main(arguments(tiny_data, tiny_views_store, tiny_runs, tmp_path / "cut", *cut))
     assert last(tmp_path / "cut")["global_step"] == 8

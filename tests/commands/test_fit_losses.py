@@ -9,10 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-import yaml
 
 from clip_distill import cli
 from clip_distill.context import load_context
@@ -76,26 +74,14 @@ def test_two_processes_train_the_student_of_one(
     torch.testing.assert_close(*(queue[:16].sort(dim=0).values for queue in queues))
 
 
-class StopAt(L.Callback):
-    """Ends the run as a crash would, after a number of steps."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        if trainer.global_step == self.step:
-            raise RuntimeError("stopped by the test")
-
-
 def test_a_resumed_run_with_a_queue_and_a_bank_gives_the_weights_of_an_uninterrupted_one(
-    tiny_data: Path, tiny_views_store: Path, tmp_path: Path
+    tiny_data: Path, tiny_views_store: Path, tmp_path: Path, stop_at: Callable[..., str]
 ) -> None:
     loss = ["--loss.names", "[queue_kl, bank_kl]", "--loss.bank", "7", "--trainer.max_epochs", "2"]
     cli.main(arguments("text", tiny_data, tiny_views_store, tmp_path / "whole", *loss))
     cut = arguments("text", tiny_data, tiny_views_store, tmp_path / "cut", *loss)
-    stop = yaml.safe_dump({"class_path": f"{__name__}.StopAt", "init_args": {"step": 11}})
     with pytest.raises(RuntimeError, match="stopped by the test"):
-        cli.main([*cut, "--trainer.callbacks+", stop])
+        cli.main([*cut, stop_at(11)])
     cli.main([*cut, "--resume", "true"])
     whole, resumed = state(tmp_path / "whole"), state(tmp_path / "cut")
     assert len(whole["objective.losses.0._extra_state"]) == 2 * 72

@@ -66,37 +66,15 @@ class Watch(L.Callback):
         torch.save(module.student.state_dict(), self.folder / f"{trainer.global_step}.pt")  # type: ignore[operator,union-attr]
 
 
-class StopAt(L.Callback):
-    """Ends the run as a crash would, after a number of steps."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        if trainer.global_step == self.step:
-            raise RuntimeError("stopped by the test")
-
-
-class SaveEveryStep(L.pytorch.callbacks.ModelCheckpoint):
-    """Keeps `last` fresh after every step, so that a run can be resumed within an epoch."""
-
-    def __init__(self, folder: str) -> None:
-        super().__init__(folder, "last", every_n_train_steps=1, enable_version_counter=False)
-
-
-def callback(name: str, **options: Any) -> str:
-    made = yaml.safe_dump({"class_path": f"{__name__}.{name}", "init_args": options})
-    return f"--trainer.callbacks+={made}"
-
-
 @pytest.mark.parametrize("student", ["vit", "cut", "text"])
 def test_the_average_is_what_is_validated_and_saved(
     student: str, tiny_data: Path, tiny_views_store: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "steps").mkdir()
     options = ["--ema", "0.5", "--optimizer.lr", "1e-2", "--trainer.max_epochs", "3"]
-    watch = callback("Watch", folder=str(tmp_path / "steps"))
-    cli.main(arguments(student, tiny_data, tiny_views_store, tmp_path / "run", *options, watch))
+    watch = {"class_path": f"{__name__}.Watch", "init_args": {"folder": str(tmp_path / "steps")}}
+    watched = [*options, f"--trainer.callbacks+={yaml.safe_dump(watch)}"]
+    cli.main(arguments(student, tiny_data, tiny_views_store, tmp_path / "run", *watched))
     steps = sorted((tmp_path / "steps").glob("*.pt"), key=lambda path: int(path.stem))
     states = [torch.load(path, weights_only=True) for path in steps]
     average = {name: value.double() for name, value in states[0].items()}
@@ -127,15 +105,20 @@ SWITCHES = {
 @pytest.mark.parametrize("within_epoch", [False, True])
 @pytest.mark.parametrize("student", SWITCHES)
 def test_a_resumed_run_with_switches_gives_the_weights_of_an_uninterrupted_one(
-    student: str, within_epoch: bool, tiny_data: Path, tiny_views_store: Path, tmp_path: Path
+    student: str,
+    within_epoch: bool,
+    tiny_data: Path,
+    tiny_views_store: Path,
+    tmp_path: Path,
+    stop_at: Callable[..., str],
 ) -> None:
     options = [*SWITCHES[student], "--loss.names", "[cosine, gram_kl, queue_kl]"]
     cli.main(arguments(student, tiny_data, tiny_views_store, tmp_path / "whole", *options))
     cut = arguments(student, tiny_data, tiny_views_store, tmp_path / "cut", *options)
-    save = [callback("SaveEveryStep", folder=str(tmp_path / "cut/checkpoints"))] * within_epoch
     per_epoch = {"image": 3, "text": 9}[STUDENTS[student][0]]
+    stop = stop_at(per_epoch + 1, tmp_path / "cut/checkpoints" if within_epoch else None)
     with pytest.raises(RuntimeError, match="stopped by the test"):
-        cli.main([*cut, *save, callback("StopAt", step=per_epoch + 1 + within_epoch)])
+        cli.main([*cut, stop])
     assert torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == (
         per_epoch + within_epoch
     )
