@@ -232,15 +232,16 @@ def rows(out: Path, teacher: str, report: dict[str, Any]) -> list[dict[str, Any]
         "student": {tower: student["parameters"] for tower, student in report["students"].items()},
     }
     pairings = {(pair["image"], pair["text"]): pair for pair in report["pairings"]}
+    own = {tower: out / "runs" / tower / "student/tower.safetensors" for tower in ("image", "text")}
     files = {
-        ("teacher", "teacher", "teacher"): Path(teacher.removeprefix("local-dir:")) / "open_clip_model.safetensors",
-        ("image student", "student", "teacher"): out / "runs/image/student/tower.safetensors",
-        ("text student", "teacher", "student"): out / "runs/text/student/tower.safetensors",
-        ("both students", "student", "student"): out / "exported/open_clip_model.safetensors",
+        ("teacher", "teacher", "teacher"): [Path(teacher.removeprefix("local-dir:")) / "open_clip_model.safetensors"],
+        ("image student", "student", "teacher"): [own["image"]],
+        ("text student", "teacher", "student"): [own["text"]],
+        ("both students", "student", "student"): list(own.values()),
     }
     found = []
-    for (name, image, text), file in files.items():
-        size = file.stat().st_size if file.is_file() else None
+    for (name, image, text), parts in files.items():
+        size = sum(file.stat().st_size for file in parts) if all(file.is_file() for file in parts) else None
         counts = {"image": parameters[image]["image"], "text": parameters[text]["text"]}
         found.append({"name": name, "parameters": counts, "bytes": size, **pairings[image, text]})
     return found
