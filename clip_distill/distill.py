@@ -76,9 +76,8 @@ class Distiller(Training):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         if self._mixup:
-            batch = mix(batch, self._mixup, [self._seed, self.current_epoch, index, self.global_rank])
-        place = (self.current_epoch, index, self.global_rank)
-        pair = None if self.pairs is None else self.pairs(batch.rows, *place)
+            batch = mix(batch, self._mixup, [self._seed, *self.place(index)])
+        pair = None if self.pairs is None else self.pairs(batch.rows, *self.place(index))
         loss, parts = self.objective(self(batch.inputs).float(), self.target(batch), pair)
         self.log_loss(loss, parts)
         return loss

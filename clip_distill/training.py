@@ -122,8 +122,12 @@ class Training(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, index: int) -> None:
         """Let what a step draws depend on its place alone, so that a resumed run draws the same."""
-        place = [self._seed, self.current_epoch, index, self.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        key = [self._seed, *self.place(index)]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+    def place(self, index: int) -> tuple[int, int, int]:
+        """A step's epoch, batch and process: with the seed, everything that its draws depend on."""
+        return self.current_epoch, index, self.global_rank
 
     def on_before_backward(self, loss: Tensor) -> None:
         if self._recomputes:

@@ -25,7 +25,7 @@ from clip_distill.files import read_json, write_json
 from clip_distill.quickstart.scenes import draw_dataset
 from clip_distill.quickstart.teacher import train_teacher
 from clip_distill.store.ensemble import open_table
-from clip_distill.students.cut import stage_depths
+from clip_distill.students.cut import own_backbone, stage_depths
 
 MARKER = "quickstart.json"
 MIN_WIDTH = 110  # a table cut to a pipe's 80 columns would lose digits
@@ -203,8 +203,7 @@ def cut_flags(store: str, features: str) -> tuple[str, ...]:
         store: What `embed` wrote.
         features: Folder for what the stages that stay as they are make of the photos.
     """
-    teacher = open_table(store, "image", "val").manifest.teacher
-    model = teacher["model_cfg"].get("vision_cfg", {}).get("timm_model_name")
+    model = own_backbone(open_table(store, "image", "val").manifest.teacher)
     try:
         depths = stage_depths(model)[:-1] if model and timm.is_model(model) else []
     except ValueError:

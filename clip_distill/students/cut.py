@@ -134,6 +134,12 @@ def build(embed_dim: int, model: str, depths: Sequence[int], hidden: int, head: 
     return CutBackbone(trunk.train(), channels, hidden, embed_dim, head)
 
 
+def own_backbone(teacher: Mapping[str, Any]) -> str | None:
+    """timm's name of the image tower in a teacher's record, or None where it is of another kind."""
+    name: str | None = teacher["model_cfg"].get("vision_cfg", {}).get("timm_model_name")
+    return name
+
+
 def timm_cut(
     teacher: Mapping[str, Any],
     model: str | None = None,
@@ -156,7 +162,7 @@ def timm_cut(
     Raises:
         ValueError: There is no such model, it is no plain stack of stages, or the depths don't fit.
     """
-    model = model or teacher["model_cfg"].get("vision_cfg", {}).get("timm_model_name")
+    model = model or own_backbone(teacher)
     if model is None or not timm.is_model(model):
         raise ValueError(
             f"student 'timm_cut': expected a timm model (--student.options.model), found {model!r}"
