@@ -6,7 +6,8 @@
 - original: the teacher runs at every step, captions are padded to 77 tokens, all in float32 (`fit --target online`)
 - ours: targets from the store, as `clip-distill fit` runs it
 - packed: the same from a packed copy of the photos, made beforehand (`--loader.packed`), at the last precision
-- half: ours, at each precision, with half of each photo's patches left out (`--student.options.patch_dropout 0.5`)
+- ours less P: ours, at each precision, with the part P of each photo's patches left out
+  (`--student.options.patch_dropout P`; `--patch_dropout` says which parts)
 - floor: the student's forward and backward pass and its optimiser's step, on tensors that lie in memory; no data
   loading, no Trainer, no logging, no clipping
 
@@ -27,7 +28,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ def main() -> None:
     parser.add_argument("--image_batch", type=int, default=64)
     parser.add_argument("--text_batch", type=int, default=256)
     parser.add_argument("--original_steps", type=int, default=4, help="steps of the original, two of them to warm up")
+    parser.add_argument(
+        "--patch_dropout", type=float, nargs="*", default=[0.5, 0.75], help="parts of a photo to leave out"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -100,8 +104,8 @@ def run(root: Path, given: argparse.Namespace) -> None:
         if tower == "image":
             last = jobs[f"ours {given.precision[-1]}"]
             jobs[f"packed {given.precision[-1]}"] = replace(last, packed=True)
-            for each in given.precision:
-                jobs[f"half {each}"] = replace(jobs[f"ours {each}"], student=(("patch_dropout", 0.5),))
+            for part, each in product(given.patch_dropout, given.precision):
+                jobs[f"ours less {part} {each}"] = replace(jobs[f"ours {each}"], student=(("patch_dropout", part),))
         report(tower, repeat(jobs, given.repeats))
 
 
@@ -230,7 +234,7 @@ def report(tower: str, results: dict[str, list[Measured]]) -> None:
     print(f"\n| {tower} | samples/s | times the original | share of the floor | peak memory |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for name, measured in results.items():
-        mode, precision = name.split()
+        mode, precision = name.rsplit(maxsplit=1)
         times = spread([one.rate / base.rate for one, base in zip(measured, original, strict=True)], "{:.1f}×".format)
         share = ""
         if mode in ("ours", "packed"):

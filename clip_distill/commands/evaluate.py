@@ -24,6 +24,9 @@ EXAMPLES = """\
   # both students: four pairings, with every number in a JSON file
   clip-distill evaluate --data DATA --store stores/b32 --image_student runs/image --text_student runs/text \\
     --out results.json
+  # the int8 files that are shipped, in the students' place
+  clip-distill export --image_student runs/image --text_student runs/text --format onnx-int8 --out shipped
+  clip-distill evaluate --data DATA --store stores/b32 --image_student shipped --text_student shipped
   # an exported folder, or any open_clip model of the same width, in a student's place
   clip-distill evaluate --data DATA --store stores/b32 --image_student local-dir:exported
   # a student of another language than the teacher's, on captions of its own
@@ -73,8 +76,9 @@ def evaluate(
         data: Folder in the documented layout (image/, COCO/val2017/, COCO/annotations/, CC/).
         store: What `embed` wrote: the teacher's embeddings are read from it, and the teacher is not loaded.
         teacher: Instead of a store, the teacher's name; both its towers are run here.
-        image_student: Run folder of an image student, or any teacher's name (local-dir:exported).
-        text_student: Run folder of a text student, or any teacher's name.
+        image_student: Run folder of an image student, a folder of exported ONNX files, or any teacher's name
+            (local-dir:exported).
+        text_student: Run folder of a text student, a folder of exported ONNX files, or any teacher's name.
         split: Which part of the data.
         out: JSON file for all numbers.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -85,7 +89,7 @@ def evaluate(
     Returns:
         The report that `out` gets: data, teacher, students, pairings.
     """
-    from clip_distill.commands.loading import load_student
+    from clip_distill.commands.loading import load_measured
     from clip_distill.data.layout import scan
     from clip_distill.evaluate.report import show
     from clip_distill.files import write_json
@@ -96,7 +100,7 @@ def evaluate(
     if out is not None and Path(out).is_dir():
         raise ValueError(f"--out: expected a JSON file, such as {Path(out) / 'result.json'}, found the folder {out}")
     names: dict[Tower, str | None] = {"image": image_student, "text": text_student}
-    students = {tower: (name, *load_student(name, tower)) for tower, name in names.items() if name is not None}
+    students = {tower: (name, *load_measured(name, tower)) for tower, name in names.items() if name is not None}
     corpus = scan(data, sources)
     for line in corpus.report.lines():
         print(line)
@@ -194,17 +198,18 @@ def _only(images: pa.Table, ids: list[str]) -> pa.Table:
     return images.filter(pc.is_in(images.column("id"), value_set=pa.array(ids, pa.large_string())))
 
 
-def _compare(guide: Teacher, students: dict[Tower, tuple[str, TowerSpec, nn.Module]], how: Device) -> dict[str, Any]:
+def _compare(
+    guide: Teacher, students: dict[Tower, tuple[str, TowerSpec, nn.Module, int]], how: Device
+) -> dict[str, Any]:
     """Embed the students' side, and measure all pairings and each student's closeness to the teacher."""
     from clip_distill.commands.loading import require_taught_by
     from clip_distill.evaluate.recall import mean_cosine, neighbour_overlap
     from clip_distill.evaluate.retrieval import encode_images, encode_texts, measure_pairings
-    from clip_distill.towers import count_parameters
 
     embeddings = {"image": {"teacher": guide.image}, "text": {} if guide.text is None else {"teacher": guide.text}}
     benchmark = guide.benchmark
     found: dict[str, Any] = {}
-    for tower, (name, spec, module) in students.items():
+    for tower, (name, spec, module, parameters) in students.items():
         require_taught_by(f"student {name}", spec, guide.info)
         module = module.to(how.device)
         if tower == "image":
@@ -219,7 +224,7 @@ def _compare(guide: Teacher, students: dict[Tower, tuple[str, TowerSpec, nn.Modu
         embeddings[tower]["student"] = student
         found[tower] = {
             "name": name,
-            "parameters": count_parameters(module),
+            "parameters": parameters,
             "mean_cosine": None if teacher is None else mean_cosine(student, teacher),
             "neighbour_overlap": None if teacher is None else neighbour_overlap(student[sample], teacher[sample]),
         }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip_distill.commands import parsing
+from clip_distill.export import EXPORTS, ONNX_FILE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +26,7 @@ EXAMPLES = """\
   # the teacher lies elsewhere now
   clip-distill export --teacher local-dir:moved/clip --image_student runs/image --out exported --overwrite true"""
 
-MARKS = ("open_clip_config.json", "onnx.json")  # one of them is in every folder that was exported
+MARKS = ("open_clip_config.json", ONNX_FILE)  # one of them is in every folder that was exported
 
 
 def export(
@@ -52,7 +53,6 @@ def export(
     Returns:
         The folder.
     """
-    from clip_distill.export import EXPORTS
     from clip_distill.registry import resolve
 
     folder = Path(out)

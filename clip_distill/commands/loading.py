@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from clip_distill.export import ONNX_FILE
 from clip_distill.store.ensemble import open_table
-from clip_distill.store.table import StoreError, require_same, teacher_fingerprint
+from clip_distill.store.table import StoreError, require_same
 from clip_distill.teachers import load_teacher
-from clip_distill.towers import TOWERS, Tower, TowerSpec, load_tower
+from clip_distill.towers import TOWERS, Tower, TowerSpec, count_parameters, load_tower
 
 
 def load_student(name: str, tower: Tower) -> tuple[TowerSpec, nn.Module]:
@@ -44,6 +45,20 @@ def load_student(name: str, tower: Tower) -> tuple[TowerSpec, nn.Module]:
     return spec, module
 
 
+def load_measured(name: str, tower: Tower) -> tuple[TowerSpec, nn.Module, int]:
+    """A student to measure: what `load_student` takes, or a folder of ONNX files that `clip-distill export` wrote.
+
+    Returns:
+        Spec, module, and the number of its parameters, which an ONNX file does not keep as such.
+    """
+    if (Path(name) / ONNX_FILE).is_file():
+        from clip_distill.export.onnx_tower import load_onnx_tower
+
+        return load_onnx_tower(Path(name), tower)
+    spec, module = load_student(name, tower)
+    return spec, module, count_parameters(module)
+
+
 def require_taught_by(what: str, spec: TowerSpec, teacher: dict[str, Any]) -> None:
     """Check that a tower lives in this teacher's embedding space.
 
@@ -56,7 +71,8 @@ def require_taught_by(what: str, spec: TowerSpec, teacher: dict[str, Any]) -> No
         ValueError: It is of another teacher (the differences are listed), or has another width.
     """
     if spec.teacher and spec.teacher["weights_sha256"] != teacher["weights_sha256"]:
-        expected, found = ({"teacher.name": t["name"]} | teacher_fingerprint(t) for t in (teacher, spec.teacher))
+        keys = ("name", "weights_sha256", "embed_dim")
+        expected, found = ({f"teacher.{key}": t[key] for key in keys} for t in (teacher, spec.teacher))
         require_same(what, expected, found, "Give the teacher, or the store, that the student was trained on.")
     if spec.embed_dim != teacher["embed_dim"]:
         raise ValueError(

@@ -8,3 +8,5 @@ EXPORTS = {
     "onnx": "clip_distill.export.onnx:write",
     "onnx-int8": "clip_distill.export.onnx:write_int8",
 }
+
+ONNX_FILE = "onnx.json"  # describes a folder of ONNX files

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from clip_distill.data.tokens import TokenizerSpec, tokenize
 from clip_distill.data.views import normalise
+from clip_distill.export import ONNX_FILE
 from clip_distill.export.open_clip import PROBES, Loaded
 from clip_distill.files import write_json
 from clip_distill.towers import Tower, TowerSpec, count_parameters
@@ -34,7 +35,6 @@ except ImportError as error:
     raise ImportError(f"ONNX needs {error.name}; install it with: pip install 'clip-distill[onnx]'") from error
 
 Weights = Literal["fp32", "int8"]
-INFO_FILE = "onnx.json"
 MIN_COSINE: dict[Weights, float] = {"fp32": 0.9999, "int8": 0.95}
 MAX_BYTES = 2**31 - 2**24  # of one protobuf message, less room for the graph; beyond, weights would lie in files beside
 # Gather is the embedding table, most of a text student. Convolutions stay in float32.
@@ -55,13 +55,15 @@ def write(folder: Path, image: Loaded, text: Loaded, teacher: dict[str, Any], we
     Raises:
         ValueError: A tower can't be exported, or onnxruntime gives other embeddings.
     """
-    info = {key: teacher[key] for key in ("name", "embed_dim", "logit_scale", "logit_bias") if key in teacher}
+    keys = ("name", "weights_sha256", "embed_dim", "logit_scale", "logit_bias")
+    info = {key: teacher[key] for key in keys if key in teacher}
     described: dict[str, Any] = {"weights": weights, "teacher": info}
     for spec, module in (image, text):
         path = folder / f"{spec.tower}.onnx"
         cosine = export_tower(path, spec, module, weights)
-        described[spec.tower] = describe(spec) | {"file": path.name, "min_cosine_to_torch": round(cosine, 6)}
-    write_json(folder / INFO_FILE, described)
+        made = {"file": path.name, "parameters": count_parameters(module), "min_cosine_to_torch": round(cosine, 6)}
+        described[spec.tower] = describe(spec) | made
+    write_json(folder / ONNX_FILE, described)
 
 
 def write_int8(folder: Path, image: Loaded, text: Loaded, teacher: dict[str, Any]) -> None:

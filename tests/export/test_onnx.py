@@ -22,15 +22,6 @@ from clip_distill.towers import TowerSpec, load_tower
 CAPTIONS = ["a red circle", "a blue square on yellow, seen from far away", "a dog", "there is a bar", "a frame"] * 2
 
 
-@pytest.fixture(scope="module")
-def exported(tiny_runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the verb leaves for both students."""
-    folder = tmp_path_factory.mktemp("onnx") / "exported"
-    students = ["--image_student", str(tiny_runs["image"]), "--text_student", str(tiny_runs["text"])]
-    cli.main(["export", *students, "--format", "onnx", "--out", str(folder)])
-    return folder
-
-
 def run(path: Path, inputs: Tensor) -> Tensor:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (source,), (target,) = session.get_inputs(), session.get_outputs()
