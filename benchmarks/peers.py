@@ -105,7 +105,7 @@ def recipes(base: dict[str, Any], known: dict[str, Peer], same_init: bool = Fals
         found[OURS_RANDOM]["student"] |= RANDOM
     for name, peer in known.items():
         theirs = copy.deepcopy(base) | copy.deepcopy(PLAIN | {"loss": peer.loss} | peer.more)
-        theirs["student"]["word_dropout"] = 0.0  # how it is trained, not what it is
+        theirs["student"] |= {"word_dropout": 0.0, "probe": 0}  # how it is trained, not what it is
         if not same_init or name == ORIGINAL:
             theirs["student"] |= RANDOM | peer.student
         if "precision" in theirs:

@@ -57,11 +57,12 @@ def train(job: Job) -> dict[str, Any]:
     recipe.loader.val_batch_size = recipe.loader.batch_size  # no more memory than training takes
     rate = measure_rate(recipe, options, job.calibration)
     gc.collect()  # its optimiser and workers
-    steps = max(FEWEST, round(job.budget * rate))
-    say(f"{job.name}: {rate:.2f} steps/s, so {steps} steps in {job.budget:g} s")
     module, data = build(recipe)
+    spent = solve(recipe, module, data)
+    steps = max(FEWEST, round((job.budget - spent) * rate))
+    say(f"{job.name}: {rate:.2f} steps/s, so {steps} steps in {job.budget - spent:.0f} s")
     teacher = module.validation.metrics(module.validation.own)
-    curve = run_trainer(module, data, options, steps, validated=True)
+    curve = run_trainer(module, data, options, steps, validated=True, spent=spent)
     return {
         "key": job.key,
         "name": job.name,
@@ -108,6 +109,16 @@ def build(recipe: Any) -> tuple[Any, Any]:
     return module, data
 
 
+def solve(recipe: Any, module: Any, data: Any) -> float:
+    """Seconds that the recipe's `student.probe` takes: it learns from the targets, so it is training."""
+    from clip_distill.probe import solve_head
+
+    began = time.perf_counter()
+    if recipe.student.probe:
+        solve_head(module, data, recipe.student.probe)
+    return time.perf_counter() - began
+
+
 def run_trainer(
     module: Any,
     data: Any,
@@ -115,13 +126,17 @@ def run_trainer(
     steps: int,
     stop_after: float | None = None,
     validated: bool = False,
+    spent: float = 0.0,
 ) -> Any:
-    """Train for so many steps, or seconds; a clock that has seconds, steps and, if validated, the curve."""
+    """Train for so many steps, or seconds; a clock that has seconds, steps and, if validated, the curve.
+
+    The clock begins at `spent` seconds.
+    """
     import lightning as L
     import torch
 
     class Clock(L.Callback):
-        seconds, warm_seconds, steps = 0.0, 0.0, 0
+        seconds, warm_seconds, steps = spent, 0.0, 0
 
         def __init__(self) -> None:
             self.points: list[dict[str, float]] = []

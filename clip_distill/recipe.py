@@ -26,6 +26,8 @@ class Student:
         freeze: What does not train: N for the stem or embeddings and the first N blocks (of a convolutional net:
             stages), or names of modules, e.g. --student.freeze '[token_embedding]'.
         word_dropout: In training, the share of tokens of which a text student sees no embedding, only the position.
+        probe: Before training, solve the student's head (its last linear map; timm_cut's two layers) by least squares
+            on the targets of this many samples, 4096 for instance; 0 does not.
     """
 
     name: str | None = None
@@ -38,6 +40,7 @@ class Student:
     common: int = 0
     freeze: int | list[str] = 0
     word_dropout: float = 0.0
+    probe: int = 0
 
 
 @dataclass
@@ -196,6 +199,8 @@ class Recipe:
             raise ValueError(
                 "translations: expected --target stored, found online, which would show the teacher the translations"
             )
+        if self.student.probe and self.target == "online":
+            raise ValueError("student.probe: expected --target stored, found online. Leave it out")
         if self.student.tokenizer is not None and self.student.vocabulary == "corpus":
             raise ValueError(
                 "student.vocabulary corpus keeps a part of the teacher's tokenizer: expected no --student.tokenizer "
@@ -207,6 +212,7 @@ class Recipe:
             "ema": (0 <= self.ema < 1, "0, or a decay below 1", self.ema),
             "optimizer.layer_decay": (0 < decay <= 1, "above 0 and up to 1", decay),
             "student.word_dropout": (0 <= dropout < 1, "0, or a share below 1", dropout),
+            "student.probe": (self.student.probe >= 0, "0 or more samples", self.student.probe),
         }
         for name, (fits, expected, found) in ranges.items():
             if not fits:

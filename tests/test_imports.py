@@ -17,7 +17,7 @@ LAYERS = (
     ("data", "recipe", "losses", "students", "teachers", "store"),
     ("evaluate", "export"),
     ("validation", "optim", "training", "distill", "distill_both", "online", "context"),
-    ("assemble", "assemble_both", "features"),
+    ("assemble", "assemble_both", "features", "probe"),
     ("quickstart", "plan", "benchmark"),
     ("commands",),
     ("cli",),

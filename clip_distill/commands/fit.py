@@ -117,6 +117,7 @@ def new_student(recipe: Recipe, fresh: bool) -> tuple[Training, DistillData, Any
 
     from clip_distill.assemble import assemble, in_own_tokens
     from clip_distill.features import pack_features
+    from clip_distill.probe import solve_head
     from clip_distill.students.inherit import inherit
 
     online, teach = online_target(recipe)
@@ -132,6 +133,8 @@ def new_student(recipe: Recipe, fresh: bool) -> tuple[Training, DistillData, Any
     module.prepare(recipe)
     if recipe.loader.features is not None:
         pack_features(recipe.loader.features, module, data)
+    if recipe.student.probe and fresh:
+        solve_head(module, data, recipe.student.probe)
     return module, data, report
 
 
