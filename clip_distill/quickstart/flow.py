@@ -203,7 +203,8 @@ def cut_flags(store: str, features: str) -> tuple[str, ...]:
         store: What `embed` wrote.
         features: Folder for what the stages that stay as they are make of the photos.
     """
-    model = own_backbone(open_table(store, "image", "val").manifest.teacher)
+    teacher = open_table(store, "image", "val").manifest.teacher
+    model = own_backbone(teacher)
     try:
         depths = stage_depths(model)[:-1] if model and timm.is_model(model) else []
     except ValueError:
@@ -214,7 +215,14 @@ def cut_flags(store: str, features: str) -> tuple[str, ...]:
     return (
         *("--student.name", "timm_cut", "--student.options.depths", str(depths), "--student.init", "teacher"),
         *("--student.freeze", str(len(depths) - 2), "--loader.features", features),
-        *("--loss.names", "[cosine, bank_kl]"),
+        *("--student.probe", "4096", "--loss.names", "[cosine, affinity, queue_kl]"),
+        *(
+            "--loss.weights",
+            "[0.5, 1.4, 0.6]",
+            "--loss.options.affinity.temperature",
+            f"{1 / teacher['logit_scale']:.4g}",
+        ),
+        *("--loss.options.queue_kl", "{size: 0, temperature: 0.03}"),
     )
 
 
