@@ -16,7 +16,7 @@ OURS, OURS_RANDOM, ORIGINAL = "ours", "ours-random-init", "original"
 BOTH = ("image", "text")
 # what a recipe may have that no peer has
 PLAIN: dict[str, Any] = {"ema": 0.0, "mixup": 0.0, "target": "stored", "augment": "none"}
-RANDOM: dict[str, Any] = {"init": "random", "freeze": 0}
+RANDOM: dict[str, Any] = {"init": "random", "freeze": 0, "probe": 0}
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ def recipes(base: dict[str, Any], known: dict[str, Peer], same_init: bool = Fals
         theirs["student"] |= {"word_dropout": 0.0, "probe": 0}  # how it is trained, not what it is
         if not same_init or name == ORIGINAL:
             theirs["student"] |= RANDOM | peer.student
+        if str(theirs["student"].get("name")).startswith("timm"):
+            theirs["student"].pop("select", None)  # of the channels of open_clip's transformers alone
         if "precision" in theirs:
             theirs["trainer"]["precision"] = theirs.pop("precision")
         found[name] = theirs
