@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,8 @@ def test_a_text_tower_that_sees_padding_keeps_its_length(tiny_runs: dict[str, Pa
     assert source.shape == describe(spec)["input"]["shape"] == ["batch", 77]
 
 
-def test_an_export_is_replaced_only_when_asked(exported: Path, tiny_runs: dict[str, Path]) -> None:
+def test_an_export_is_replaced_only_when_asked(exported: Path, tiny_runs: dict[str, Path], tmp_path: Path) -> None:
+    exported = Path(shutil.copytree(exported, tmp_path / "exported"))  # others measure the first one
     argv = ["export", "--image_student", str(tiny_runs["image"]), "--text_student", str(tiny_runs["text"])]
     argv += ["--format", "onnx-int8", "--out", str(exported)]
     with pytest.raises(SystemExit, match="--overwrite true replaces"):

@@ -29,8 +29,7 @@ def test_float32_files_measure_as_their_students_do(
     files = evaluate(tmp_path / "files.json", *given, *both(exported))
     students = ["--image_student", tiny_runs["image"], "--text_student", tiny_runs["text"]]
     torch = evaluate(tmp_path / "torch.json", *given, *students)
-    for found, expected in zip(files["pairings"], torch["pairings"], strict=True):
-        assert found["mean_recall"] == pytest.approx(expected["mean_recall"], abs=5)  # near ties of 24 captions
+    assert files["pairings"] == torch["pairings"]
     for tower in ("image", "text"):
         found, expected = files["students"][tower], torch["students"][tower]
         assert found["name"] == str(exported) and found["parameters"] == expected["parameters"]
