@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from clip_distill.data.module import DistillData, default_workers, lengths_of
-from clip_distill.data.order import EpochBatches
+from clip_distill.data.module import DistillData
 from clip_distill.data.report import say
 from clip_distill.distill import Distiller
+from clip_distill.evaluate.recall import mean_cosine
 from clip_distill.students.cut import CutBackbone
 from clip_distill.towers import pick_device
 
@@ -50,11 +50,7 @@ def solve_head(module: Distiller, data: DistillData, samples: int) -> None:
     set_head(head, weight, bias)
     if module.average is not None:
         module.average.set(module.student)  # type: ignore[no-untyped-call]
-    say(f"head: solved on {len(features):,} samples, cosine {cosine(features @ weight + bias, targets):.3f}")
-
-
-def cosine(one: Tensor, other: Tensor) -> float:
-    return float(F.cosine_similarity(one, other, dim=-1).mean())
+    say(f"head: solved on {len(features):,} samples, cosine {mean_cosine(features @ weight + bias, targets):.3f}")
 
 
 def ridge(features: Tensor, targets: Tensor, strength: float, centred: bool) -> tuple[Tensor, Tensor]:
@@ -128,11 +124,10 @@ def set_head(head: nn.Sequential | nn.Parameter, weight: Tensor, bias: Tensor) -
 @torch.no_grad()
 def embed_without_head(module: Distiller, data: DistillData, samples: int, head: str) -> tuple[Tensor, Tensor]:
     """What comes before the head, [N, C], and the targets, [N, D], both on the CPU."""
-    train, options, device = data.train, data.options, pick_device("auto")
-    order = EpochBatches(len(train), options.batch_size, data.views, data.seed, 0, 1, lengths_of(train))
-    decodes = module.spec.tower == "image" and getattr(train, "packed", None) is None
-    loader = DataLoader(train, batch_size=None, sampler=order, num_workers=default_workers() if decodes else 0)
-    batches = min(len(order), -(-samples // options.batch_size))
+    order, device = data.order(), pick_device("auto")
+    # not `train_dataloader`, which would settle the number of workers before `fit` can measure it
+    loader = DataLoader(data.train, batch_size=None, sampler=order, num_workers=data.chosen_workers())
+    batches = min(len(order), -(-samples // data.options.batch_size))
     blocks = []
     student = module.student.to(device).eval()
     with headless(student, head), torch.compiler.set_stance("force_eager"):

@@ -240,10 +240,12 @@ class DistillData(L.LightningDataModule):
         self._restored = {"batches": 0}
         self._workers = options.workers
 
+    def order(self) -> EpochBatches:
+        size, lengths = self.options.batch_size, lengths_of(self.train)
+        return EpochBatches(len(self.train), size, self.views, self.seed, *self._place(), lengths)
+
     def train_dataloader(self) -> ResumableLoader:
-        size = self.options.batch_size
-        sampler = EpochBatches(len(self.train), size, self.views, self.seed, *self._place(), lengths_of(self.train))
-        self._loader = ResumableLoader(self.train, sampler=sampler, **self._loader_arguments())
+        self._loader = ResumableLoader(self.train, sampler=self.order(), **self._loader_arguments())
         self._loader.load_state_dict(self._restored)
         self._restored = {"batches": 0}  # of one epoch alone, should Lightning ask for another loader
         return self._loader
@@ -267,7 +269,7 @@ class DistillData(L.LightningDataModule):
 
     def _loader_arguments(self) -> dict[str, Any]:
         if self._workers is None:
-            self._workers = self._chosen_workers()
+            self._workers = self.chosen_workers()
         return {
             "batch_size": None,  # a dataset's item is a batch already
             "num_workers": self._workers,
@@ -275,7 +277,7 @@ class DistillData(L.LightningDataModule):
             "pin_memory": torch.cuda.is_available(),
         }
 
-    def _chosen_workers(self) -> int:
+    def chosen_workers(self) -> int:
         train = self.train
         if not isinstance(train, Images) or train.packed is not None:
             return 0

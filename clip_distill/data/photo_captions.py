@@ -106,5 +106,5 @@ class PairData(DistillData):
         no_workers = {"num_workers": 0, "persistent_workers": False}  # tokens are there already
         return [self.in_order(photos, arguments), self.in_order(captions, arguments | no_workers)]
 
-    def _chosen_workers(self) -> int:
+    def chosen_workers(self) -> int:
         return 0 if self._photos.packed is not None else default_workers()

@@ -216,13 +216,8 @@ def cut_flags(store: str, features: str) -> tuple[str, ...]:
         *("--student.name", "timm_cut", "--student.options.depths", str(depths), "--student.init", "teacher"),
         *("--student.freeze", str(len(depths) - 2), "--loader.features", features),
         *("--student.probe", "4096", "--loss.names", "[cosine, affinity, queue_kl]"),
-        *(
-            "--loss.weights",
-            "[0.5, 1.4, 0.6]",
-            "--loss.options.affinity.temperature",
-            f"{1 / teacher['logit_scale']:.4g}",
-        ),
-        *("--loss.options.queue_kl", "{size: 0, temperature: 0.03}"),
+        *("--loss.weights", "[0.5, 1.4, 0.6]", "--loss.options.queue_kl", "{size: 0, temperature: 0.03}"),
+        *("--loss.options.affinity.temperature", f"{1 / teacher['logit_scale']:.4g}"),
     )
 
 
