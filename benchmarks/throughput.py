@@ -84,6 +84,9 @@ def main() -> None:
 
 
 def run(root: Path, given: argparse.Namespace) -> None:
+    from clip_distill.openmp import wait_shortly
+
+    wait_shortly()  # as every command does, before torch is loaded
     from parts import make_part, save_big_teacher
 
     from clip_distill.commands import embed

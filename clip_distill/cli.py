@@ -7,10 +7,7 @@ import os
 import sys
 
 from clip_distill.allocator import keep_memory
-
-# With busy cores OpenMP's spinning barriers collapse (20 ms became 650 ms); sleeping ones lose a few per cent at most.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
+from clip_distill.openmp import wait_shortly
 
 VERBS = {
     "embed": "run the teacher once over photos and captions, into a store of embeddings",
@@ -54,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     if verb not in VERBS:
         sys.exit(f"clip-distill: unknown verb {verb!r}: expected one of {', '.join(VERBS)}")
     keep_memory()
+    wait_shortly()  # a verb's module loads torch
     module = importlib.import_module(f"clip_distill.commands.{verb}")
     try:
         module.main(argv[1:])

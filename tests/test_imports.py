@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "clip_distill"
 # Bottom to top; the longest prefix of a module's name says where it is. Within a layer anything goes but circles.
 LAYERS = (
-    ("registry", "files", "hub", "allocator"),
+    ("registry", "files", "hub", "allocator", "openmp"),
     ("towers", "text_tower", "image_tower"),
     ("data", "recipe", "losses", "students", "teachers", "store"),
     ("evaluate", "export"),
