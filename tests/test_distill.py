@@ -58,6 +58,26 @@ def test_a_student_in_half_precision_takes_pixels(distiller: Distiller) -> None:
     assert torch.cosine_similarity(half.float(), exact).min() > 0.99
 
 
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_gradients_are_clipped_to_a_norm_as_torch_clips_them(distiller: Distiller, share: float) -> None:
+    trained = [each for each in distiller.student.parameters() if each.requires_grad]
+    for each in trained:
+        each.grad = torch.randn_like(each)
+    whole = [each.grad.clone() for each in trained if each.grad is not None]
+    most = share * torch.cat([each.flatten() for each in whole]).norm().item()
+    distiller.configure_gradient_clipping(None, most, "norm")  # type: ignore[arg-type]  # which it does not look at
+    found = [each.grad for each in trained if each.grad is not None]
+    torch.testing.assert_close(found, [min(1.0, share) * each for each in whole])
+
+
+def test_a_step_draws_by_its_place_alone(distiller: Distiller) -> None:
+    drawn = []
+    for index in (3, 4, 3):
+        distiller.on_train_batch_start(None, index)
+        drawn.append(torch.rand(5))
+    assert drawn[0].equal(drawn[2]) and not drawn[0].equal(drawn[1])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA brings a compiler of its own")
 def test_compiling_without_a_compiler_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
