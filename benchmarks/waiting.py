@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # its neighbours
+
+from throughput import spread
 
 BATCH = 256
 WARM, TIMED = 1, 4  # rounds of the batches
@@ -96,11 +97,6 @@ def report(rates: dict[tuple[int, str], list[float]], spins: list[str]) -> None:
             cells.append(spread(one, "{:,.0f}".format))
             cells.append(spread([a / b for a, b in zip(one, first, strict=True)], "{:.2f}×".format))
         print(f"| {each} | {' | '.join(cells)} |")
-
-
-def spread(values: list[float], write: Callable[[float], str]) -> str:
-    """Median, lowest and highest."""
-    return f"{write(statistics.median(values))} ({write(min(values))} … {write(max(values))})"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-SPINS = "3000"  # some tenth of a millisecond
+SPINS = "3000"
 
 
 def wait_shortly() -> None:
