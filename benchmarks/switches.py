@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +60,8 @@ def main() -> None:
 
 
 def measure_step(tower: Tower, size: int, switch: str) -> None:
-    """Forward, backward and AdamW of the image student of recipes/flickr8k_image.yaml, or of the default for text."""
-    student = prepared(tower, switch)
-    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], fused=True)
-    batches, target = [inputs(tower, size, number) for number in range(STEPS)], torch.randn(size, D)
-
-    def run() -> None:
-        for batch in batches:
-            loss = 1 - F.cosine_similarity(student(batch), target).mean()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
+    """CPU seconds and peak memory of a step, and seconds until the first ones are done."""
+    run = steps(tower, size, switch)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
     before = psutil.Process().memory_info().rss
     began = time.perf_counter()
@@ -87,6 +78,25 @@ def measure_step(tower: Tower, size: int, switch: str) -> None:
         f"{tower}, batch {size}, {switch}: {min(seconds):.3f} CPU seconds a step, peak {(peak - before) / 1e6:,.0f} MB "
         f"above the start, {start:.1f} s until step {STEPS}"
     )
+
+
+def steps(tower: Tower, size: int, switch: str) -> Callable[[], None]:
+    """`STEPS` steps, to be run again and again, each forward, backward and AdamW.
+
+    Of the image student of recipes/flickr8k_image.yaml, or of the default for text.
+    """
+    student = prepared(tower, switch)
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], fused=True)
+    batches, target = [inputs(tower, size, number) for number in range(STEPS)], torch.randn(size, D)
+
+    def run() -> None:
+        for batch in batches:
+            loss = 1 - F.cosine_similarity(student(batch), target).mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
 
 
 def prepared(tower: Tower, switch: str) -> nn.Module:

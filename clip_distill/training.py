@@ -183,7 +183,7 @@ class Training(L.LightningModule):
         """Clip as Lightning does, with two exceptions.
 
         Lightning refuses any fused optimiser under mixed precision, bf16 too. And gradients that are short enough are
-        left alone on a CPU, where looking at the norm costs nothing, and multiplying a vocabulary's by 1 does.
+        left alone on a CPU, where looking at the norm is cheaper than multiplying a whole vocabulary by 1.
         """
         ours = self.device.type == "cpu" or self.trainer.precision == "bf16-mixed"
         if not ours or not gradient_clip_val or gradient_clip_algorithm == "value":
