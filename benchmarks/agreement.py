@@ -32,18 +32,18 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from PIL import Image
 from torch import Tensor, nn
 
-from clip_distill.commands.loading import load_student, require_taught_by
-from clip_distill.data.images import decode, read_bytes_of
-from clip_distill.data.layout import IMAGES_SCHEMA, scan
-from clip_distill.data.pruned import kept_ids, whole
-from clip_distill.data.tokens import TokenizerSpec, tokenize
-from clip_distill.evaluate.recall import mean_cosine, neighbour_overlap
-from clip_distill.evaluate.retrieval import encode_images, encode_texts
-from clip_distill.files import write_json
-from clip_distill.quickstart.scenes import draw, sample_scenes
+from clip_distill.corpus.layout import IMAGES_SCHEMA, scan
+from clip_distill.evaluation.loading import load_student, require_taught_by
+from clip_distill.evaluation.recall import mean_cosine, neighbour_overlap
+from clip_distill.evaluation.retrieval import encode_images, encode_texts
+from clip_distill.pixels.photos import decode, read_bytes_of
 from clip_distill.store.ensemble import open_table
+from clip_distill.system.files import write_json
 from clip_distill.teachers import load_teacher
-from clip_distill.towers import Tower, TowerSpec
+from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.tokens.pruned import kept_ids, whole
+from clip_distill.towers.spec import Tower, TowerSpec
+from clip_distill.walkthrough.scenes import draw, sample_scenes
 
 SIZE = 300  # members of every set at most, since in a larger one neighbours lie closer
 CPU = torch.device("cpu")

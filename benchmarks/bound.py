@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # its neighbours
 
 from parts import save_big_teacher
 
-from clip_distill.data.layout import scan
-from clip_distill.data.tokens import TokenizerSpec, tokenize
+from clip_distill.corpus.layout import scan
 from clip_distill.students import make_student
 from clip_distill.teachers import load_teacher
+from clip_distill.tokens.encode import TokenizerSpec, tokenize
 
 RUNS = 12
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -23,13 +23,13 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from clip_distill.data.layout import scan
-from clip_distill.data.tokens import TokenizerSpec, tokenize
+from clip_distill.corpus.layout import scan
 from clip_distill.store.build import Part
 from clip_distill.store.embed import Runner, embed_texts
 from clip_distill.teachers import load_teacher
 from clip_distill.teachers.open_clip import create, split_name
-from clip_distill.towers import pick_device
+from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.towers.spec import pick_device
 
 Way = Callable[[pa.Array], NDArray[np.float32]]
 

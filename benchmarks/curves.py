@@ -9,7 +9,7 @@ from typing import Any
 
 from peers import ORIGINAL, OURS
 
-from clip_distill.files import write_json
+from clip_distill.system.files import write_json
 
 RECALLS = ("t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_r10", "mean_recall")
 Record = dict[str, Any]

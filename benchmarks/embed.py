@@ -24,14 +24,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from clip_distill.data.images import read_image
-from clip_distill.data.layout import scan
-from clip_distill.data.views import Views, normalise
-from clip_distill.data.workers import cores
+from clip_distill.batches.workers import cores
+from clip_distill.corpus.layout import scan
+from clip_distill.pixels.photos import read_image
+from clip_distill.pixels.views import Views, normalise
 from clip_distill.store.build import Part
 from clip_distill.store.embed import ImageViews, Runner, embed_images
 from clip_distill.teachers import load_teacher
-from clip_distill.towers import pick_device
+from clip_distill.towers.spec import pick_device
 
 LARGE = 32  # large JPEGs that are made; repeated to make a table
 

@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-from clip_distill.benchmark import chart
-from clip_distill.benchmark.inputs import Inputs
-from clip_distill.benchmark.measure import RUNTIMES, Settings, Subject, measure
-from clip_distill.benchmark.report import add_speedups, machine, show
-from clip_distill.data.tokens import TokenizerSpec
-from clip_distill.files import write_json
+from clip_distill.benchmarking import chart
+from clip_distill.benchmarking.inputs import Inputs
+from clip_distill.benchmarking.measure import RUNTIMES, Settings, Subject, measure
+from clip_distill.benchmarking.report import add_speedups, machine, show
 from clip_distill.students.image import vit
 from clip_distill.students.text import transformer
-from clip_distill.towers import Tower, TowerSpec, load_tower
+from clip_distill.system.files import write_json
+from clip_distill.tokens.encode import TokenizerSpec
+from clip_distill.towers.spec import Tower, TowerSpec, load_tower
 
 PREPROCESS = {"size": 224, "mode": "RGB", "mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
 PREPROCESS |= {"interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0}

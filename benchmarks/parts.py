@@ -8,8 +8,8 @@ from typing import Any
 import open_clip
 import safetensors.torch
 
-from clip_distill.data.layout import Split, scan
-from clip_distill.files import write_json
+from clip_distill.corpus.layout import Split, scan
+from clip_distill.system.files import write_json
 
 
 def make_part(data: str, folder: Path, images: int, val_images: int | None = None) -> None:

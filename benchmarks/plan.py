@@ -20,9 +20,9 @@ from typing import Any
 import psutil
 from parts import make_part
 
-from clip_distill.files import read_json
-from clip_distill.plan.memory import PeakMemory
-from clip_distill.plan.report import duration, size
+from clip_distill.planning.memory import PeakMemory
+from clip_distill.planning.report import duration, size
+from clip_distill.system.files import read_json
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def watch(*arguments: str) -> tuple[float, int]:
     """Run a verb; its seconds, and the peak memory of its process and workers."""
     began = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "clip_distill.cli", *arguments],
+        [sys.executable, "-m", "clip_distill", *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

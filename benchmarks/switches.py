@@ -21,15 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_distill.data.images import read_image
-from clip_distill.data.layout import scan
-from clip_distill.data.mixup import mix_embeddings, mix_pixels
-from clip_distill.data.tokens import TokenizerSpec
-from clip_distill.data.views import Views, normalise
+from clip_distill.batches.mixup import mix_embeddings, mix_pixels
+from clip_distill.corpus.layout import scan
+from clip_distill.pixels.photos import read_image
+from clip_distill.pixels.views import Views, normalise
 from clip_distill.students import make_student
 from clip_distill.students.layers import freeze, recompute
 from clip_distill.teachers import load_teacher
-from clip_distill.towers import Tower
+from clip_distill.tokens.encode import TokenizerSpec
+from clip_distill.towers.spec import Tower
 
 D, END = 256, 49407
 LENGTHS = (9, 11, 13, 17)  # tokens of captions, in turn

@@ -84,12 +84,12 @@ def main() -> None:
 
 
 def run(root: Path, given: argparse.Namespace) -> None:
-    from clip_distill.openmp import wait_shortly
+    from clip_distill.system.openmp import wait_shortly
 
     wait_shortly()  # as every command does, before torch is loaded
     from parts import make_part, save_big_teacher
 
-    from clip_distill.commands import embed
+    from clip_distill.verbs import embed
 
     teacher = given.teacher or save_big_teacher(root / "teacher")
     make_part(given.data, root / "data", given.images)
@@ -131,7 +131,7 @@ def repeat(jobs: dict[str, Job], repeats: int) -> dict[str, list[Measured]]:
 
 def measure(job: Job) -> Measured:
     """Run a job in this process."""
-    from clip_distill.allocator import keep_memory
+    from clip_distill.system.allocator import keep_memory
 
     keep_memory()
     rate = floor(job) if job.mode == "floor" else train(job)
@@ -141,9 +141,9 @@ def measure(job: Job) -> Measured:
 
 def assembled(job: Job) -> tuple[Any, Any, Any]:
     """The recipe, its module and its data, as `fit` makes them."""
-    from clip_distill.assemble import assemble
-    from clip_distill.commands.fit import online_target
     from clip_distill.recipe import Loader, Loss, Recipe, Student
+    from clip_distill.train.assemble import assemble
+    from clip_distill.verbs.fit import online_target
 
     original = job.mode == "original"
     recipe = Recipe(
@@ -179,8 +179,8 @@ def train(job: Job) -> float:
     """Samples per second of `fit`'s own Trainer, from the first step after `WARM` to the end of the last one."""
     import lightning as L
 
-    from clip_distill.commands.fit import TRAINER_DEFAULTS
-    from clip_distill.commands.trainer import make_trainer, quiet_lightning
+    from clip_distill.train.trainer import make_trainer, quiet_lightning
+    from clip_distill.verbs.fit import TRAINER_DEFAULTS
 
     class Clock(L.Callback):
         seen, began, ended = 0, 0.0, 0.0
@@ -207,9 +207,9 @@ def floor(job: Job) -> float:
     """Samples per second of the bare step on the very batches that `fit` would bring, made beforehand."""
     import torch
 
-    from clip_distill.data.views import normalise
-    from clip_distill.optim import make_optimizer
+    from clip_distill.pixels.views import normalise
     from clip_distill.recipe import Optimizer
+    from clip_distill.train.optimizer import make_optimizer
 
     _, module, data = assembled(job)
     student, objective = module.student.train(), module.objective

@@ -46,9 +46,9 @@ class Job:
 
 def train(job: Job) -> dict[str, Any]:
     """Measure, train and validate, in this process."""
-    from clip_distill.commands import fit
-    from clip_distill.commands.trainer import quiet_lightning
-    from clip_distill.towers import count_parameters
+    from clip_distill.towers.spec import count_parameters
+    from clip_distill.train.trainer import quiet_lightning
+    from clip_distill.verbs import fit
 
     quiet_lightning()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -92,10 +92,10 @@ def build(recipe: Any) -> tuple[Any, Any]:
     """The module and its data, as `fit` makes them."""
     import lightning as L
 
-    from clip_distill.assemble import assemble
-    from clip_distill.commands.fit import checked_teacher, online_target
-    from clip_distill.features import pack_features
+    from clip_distill.batches.features import pack_features
     from clip_distill.students.inherit import inherit
+    from clip_distill.train.assemble import assemble
+    from clip_distill.verbs.fit import checked_teacher, online_target
 
     online, teach = online_target(recipe)
     source = checked_teacher(recipe) if recipe.student.init == "teacher" else None
@@ -111,7 +111,7 @@ def build(recipe: Any) -> tuple[Any, Any]:
 
 def solve(recipe: Any, module: Any, data: Any) -> float:
     """Seconds that the recipe's `student.probe` takes: it learns from the targets, so it is training."""
-    from clip_distill.probe import solve_head
+    from clip_distill.train.head import solve_head
 
     began = time.perf_counter()
     if recipe.student.probe:

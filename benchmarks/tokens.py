@@ -19,8 +19,8 @@ from typing import TypeVar
 
 from open_clip.tokenizer import SimpleTokenizer, default_bpe
 
-from clip_distill.data import tokens
-from clip_distill.data.layout import scan
+from clip_distill.corpus.layout import scan
+from clip_distill.tokens import encode as tokens
 
 T = TypeVar("T")
 PEERS = 20_000  # captions that the slower ones are measured on

@@ -67,7 +67,7 @@ def step_rate() -> float:
     import torch
     from switches import STEPS, steps
 
-    from clip_distill.allocator import keep_memory
+    from clip_distill.system.allocator import keep_memory
 
     keep_memory()
     torch.manual_seed(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from clip_distill.data.layout import Sources
+from clip_distill.corpus.layout import Sources
 
 
 @dataclass

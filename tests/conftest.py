@@ -13,12 +13,12 @@ from open_clip.model import CLIP, CustomTextCLIP
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
-from clip_distill import cli
-from clip_distill.data.tokens import TokenizerSpec
+from clip_distill.cli import main as cli
 from clip_distill.students.image import vit
 from clip_distill.students.text import transformer
 from clip_distill.teachers import load_teacher
-from clip_distill.towers import save_tower
+from clip_distill.tokens.encode import TokenizerSpec
+from clip_distill.towers.spec import save_tower
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
 SHAPES = ("circle", "square", "bar", "frame")

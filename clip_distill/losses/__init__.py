@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_distill.registry import resolve
+from clip_distill.system.registry import resolve
 
 LOSSES = {
     "l1": "clip_distill.losses.feature:L1",

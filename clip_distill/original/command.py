@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clip_distill import cli
+from clip_distill.cli import main as cli
 from clip_distill.original import trainer
 from clip_distill.original.flags import STUDENT_FLAGS, make_parser, parse
 
@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(plan: Plan, output_dim: int) -> None:
     """Embed what the store lacks, then train."""
-    from clip_distill.commands import fit
     from clip_distill.store.ensemble import open_table
+    from clip_distill.verbs import fit
 
     plan.show()
     fit.parser().parse_args(plan.fit[1:])  # a wrong value should not wait for the teacher to end
@@ -106,7 +106,7 @@ def make_plan(options: Namespace, gpus: int) -> Plan:
     if process_rank()[1] > 1:
         raise ValueError(
             "expected one process, found several (torchrun or srun): with --strategy=ddp --gpus=0,1 main.py starts its "
-            "own. Or run the commands that it prints under torchrun: torchrun … -m clip_distill.cli fit …"
+            "own. Or run the commands that it prints under torchrun: torchrun … -m clip_distill fit …"
         )
     checkpoint = options.trainer.pop("resume_from_checkpoint", None)
     modern = trainer.translate(options.trainer, options.gpus, options.device, gpus)
@@ -158,7 +158,7 @@ def recipe_flags(options: Namespace) -> dict[str, Any]:
 
 def embed_commands(options: Namespace, store: str, online: bool, gpus: int) -> list[list[str]]:
     """The store's validation tables; and the own tower's training table, unless the teacher runs at every step."""
-    from clip_distill.data.module import default_workers
+    from clip_distill.batches.datasets import default_workers
 
     base: dict[str, Any] = {"data": options.data_dir, "teacher": options.teacher_name, "store": store}
     workers = default_workers() if options.num_workers is None else options.num_workers
@@ -176,7 +176,7 @@ def embed_commands(options: Namespace, store: str, online: bool, gpus: int) -> l
 
 def store_folder(options: Namespace) -> str:
     """CACHE_DIR/teacher-hash: one store for each pair of data and teacher, whatever paths lead to them."""
-    from clip_distill.data import paths
+    from clip_distill.system import paths
 
     teacher, name = options.teacher_name, options.teacher_name
     if teacher.startswith("local-dir:"):

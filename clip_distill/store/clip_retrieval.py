@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from clip_distill.data.captions import find_photos
-from clip_distill.data.tokens import TokenizerSpec, tokenize
+from clip_distill.corpus.captions import find_photos
 from clip_distill.store.build import EmbedParts, Part
 from clip_distill.store.table import Manifest, Store
 from clip_distill.store.write import Shard
+from clip_distill.tokens.encode import TokenizerSpec, tokenize
 
 KINDS = {"image": ("img_emb", "image_path"), "text": ("text_emb", "caption")}
 CHUNK = 65536  # rows in memory at a time

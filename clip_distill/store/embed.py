@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from clip_distill.allocator import give_back
-from clip_distill.data import images as encoded
-from clip_distill.data.images import BadImage, digest_of, read_bytes_of
-from clip_distill.data.tokens import TokenizerSpec, tokenize
-from clip_distill.data.views import Views, normalise, stack
+from clip_distill.pixels import photos as encoded
+from clip_distill.pixels.photos import BadImage, digest_of, read_bytes_of
+from clip_distill.pixels.views import Views, normalise, stack
 from clip_distill.store.build import Part
 from clip_distill.store.write import Photo, Shard
-from clip_distill.towers import TowerSpec
+from clip_distill.system.allocator import give_back
+from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.towers.spec import TowerSpec
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clip_distill.data.tokens import Ragged
-from clip_distill.files import read_json, write_json
-from clip_distill.store.remote import Location, locate
 from clip_distill.store.table import Manifest, Store, StoreError, require_same, table_folder
+from clip_distill.system.files import read_json, write_json
+from clip_distill.system.remote import Location, locate
+from clip_distill.tokens.encode import Ragged
 
 ENSEMBLE = "ensemble.json"
 Combine = Literal["concat", "mean"]

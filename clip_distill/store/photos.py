@@ -11,9 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from clip_distill.data.images import BadImage, read_image, size_of
-from clip_distill.data.paths import is_url, listed_sizes
+from clip_distill.pixels.photos import BadImage, read_image, size_of
 from clip_distill.store.table import Store, StoreError
+from clip_distill.system.paths import is_url, listed_sizes
 
 SHOWN = 10  # differences in an error message
 CHUNK = 65536  # records held as Python objects at a time

@@ -32,10 +32,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clip_distill.data.tokens import Ragged, identity, starts
 from clip_distill.store.arrays import data_offset, open_files, raw, read_into
 from clip_distill.store.lookup import find_in_parts
-from clip_distill.store.remote import Location, local_copy, locate
+from clip_distill.system.remote import Location, local_copy, locate
+from clip_distill.tokens.encode import Ragged, identity, starts
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from clip_distill.store.remote import Location
 from clip_distill.store.table import Store, view_file
+from clip_distill.system.remote import Location
 
 CHUNK = 1 << 20
 

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from clip_distill.data.tokens import Ragged
-from clip_distill.store.remote import Location, cache_folder, load_json, save_json, sync_folder
 from clip_distill.store.table import ROWS, StoreError, view_file
+from clip_distill.system.remote import Location, cache_folder, load_json, save_json, sync_folder
+from clip_distill.tokens.encode import Ragged
 
 RECORD = "shard.json"
 CHUNK = 65536  # ids held as Python objects at a time

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from clip_distill.registry import resolve
-from clip_distill.towers import Tower, TowerSpec
+from clip_distill.system.registry import resolve
+from clip_distill.towers.spec import Tower, TowerSpec
 
 STUDENTS = {
     "vit": "clip_distill.students.image:vit",

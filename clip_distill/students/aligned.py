@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm.auto import tqdm
 
-from clip_distill.data.tokens import Ragged
-from clip_distill.towers import TowerSpec
+from clip_distill.tokens.encode import Ragged
+from clip_distill.towers.spec import TowerSpec
 
 ITERATIONS = 5
 MOST_PAIRS = 100_000  # some 10 million links

@@ -16,7 +16,7 @@ from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
-from clip_distill.towers import TowerSpec
+from clip_distill.towers.spec import TowerSpec
 
 Head = Literal["mlp", "conv"]
 PROBE = 64  # side of the images that a backbone is tried on

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from clip_distill.towers import TowerSpec
+from clip_distill.towers.spec import TowerSpec
 
 
 def vit(

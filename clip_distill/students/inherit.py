@@ -22,9 +22,9 @@ from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from clip_distill.data.pruned import kept_ids
 from clip_distill.students.principal import principal
-from clip_distill.towers import TowerSpec
+from clip_distill.tokens.pruned import kept_ids
+from clip_distill.towers.spec import TowerSpec
 
 Select = Literal["leading", "important", "principal"]
 Places = tuple[Tensor, Tensor]  # positions along an axis of the student, and the teacher's that go there

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from clip_distill.data.pruned import kept_ids
-from clip_distill.data.tokens import TokenizerSpec, tokenize
-from clip_distill.towers import TowerSpec
+from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.tokens.pruned import kept_ids
+from clip_distill.towers.spec import TowerSpec
 
 # How a text tower reads its tokens; a student that shares the teacher's tokenizer reads them alike
 READING = ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "pad_id", "eos_id", "pool_type", "no_causal_mask")

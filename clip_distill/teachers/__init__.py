@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from clip_distill.registry import resolve
-from clip_distill.towers import Tower, TowerSpec
+from clip_distill.system.registry import resolve
+from clip_distill.towers.spec import Tower, TowerSpec
 
 Loader = Callable[[str, Tower], tuple[TowerSpec, nn.Module]]
 

@@ -15,10 +15,10 @@ from open_clip.factory import parse_model_name
 from safetensors import SafetensorError
 from torch import nn
 
-from clip_distill.data import hf_tokens
-from clip_distill.data.tokens import TokenizerSpec
-from clip_distill.hub import hub_or_cache
-from clip_distill.towers import Tower, TowerSpec, cut_padding
+from clip_distill.system.hub import hub_or_cache
+from clip_distill.tokens import hugging_face as hf_tokens
+from clip_distill.tokens.encode import TokenizerSpec
+from clip_distill.towers.spec import Tower, TowerSpec, cut_padding
 
 CONFIG = "open_clip_config.json"
 # OpenAI's own names, as the first CLIP package and the original command line spell them

@@ -13,11 +13,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from clip_distill.data import hf_tokens
-from clip_distill.data.tokens import PLAIN, TokenizerSpec
-from clip_distill.hub import hub_or_cache
+from clip_distill.system.hub import hub_or_cache
 from clip_distill.teachers.open_clip import hash_weights, jsonable
-from clip_distill.towers import Tower, TowerSpec
+from clip_distill.tokens import hugging_face as hf_tokens
+from clip_distill.tokens.encode import PLAIN, TokenizerSpec
+from clip_distill.towers.spec import Tower, TowerSpec
 
 # Their text attends to what came before only, so padding behind a caption's end can't change its embedding
 CAUSAL = ("clip", "clipseg", "metaclip_2")

@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
-from clip_distill.assemble import make_objective
 from clip_distill.losses import LOSSES, WeightedSum
 from clip_distill.recipe import Loss
+from clip_distill.train.assemble import make_objective
 
 PAGES = [Path(__file__).parents[2] / "docs" / name for name in ("losses.md", "losses.zh.md")]
 

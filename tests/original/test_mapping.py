@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from clip_distill.commands import fit
 from clip_distill.losses.feature import KL
 from clip_distill.original import command, trainer
 from clip_distill.original.flags import STUDENT_FLAGS, make_parser, parse
 from clip_distill.students.image import vit
 from clip_distill.students.text import transformer
+from clip_distill.verbs import fit
 
 IMAGE = ["--dataset=image_dataset", "--model_name=model_image_distilled"]
 TEXT = ["--dataset=text_dataset", "--model_name=model_text_distilled"]

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from clip_distill import cli
+from clip_distill.cli import main as cli
 from clip_distill.store.table import MANIFEST
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -52,7 +52,7 @@ def alone(data: Path, tiny_teacher: str, tmp_path_factory: pytest.TempPathFactor
 
 def start(launcher: list[str], data: Path, teacher: str, store: Path, **environment: str) -> subprocess.Popen[str]:
     """The real command in a process of its own."""
-    command = [sys.executable, *launcher, "-m", "clip_distill.cli", "embed", "--data", str(data), "--teacher", teacher]
+    command = [sys.executable, *launcher, "-m", "clip_distill", "embed", "--data", str(data), "--teacher", teacher]
     clean = {name: value for name, value in os.environ.items() if name not in NAMES}
     pipe = subprocess.PIPE
     return subprocess.Popen(

@@ -14,17 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from clip_distill import cli
-from clip_distill.data.layout import scan
-from clip_distill.data.module import Images
-from clip_distill.data.tokens import TokenizerSpec
-from clip_distill.data.views import AUGMENTATIONS, Views, normalise
+from clip_distill.batches.datasets import Images
+from clip_distill.cli import main as cli
+from clip_distill.corpus.layout import scan
+from clip_distill.pixels.views import AUGMENTATIONS, Views, normalise
 from clip_distill.store.build import Part
 from clip_distill.store.embed import Runner, embed_texts
 from clip_distill.store.ensemble import open_table
 from clip_distill.store.table import StoreError
 from clip_distill.teachers import load_teacher
-from clip_distill.towers import TowerSpec
+from clip_distill.tokens.encode import TokenizerSpec
+from clip_distill.towers.spec import TowerSpec
 
 CAPTIONS = ["a dog", "two children in the snow with a very red ball", "", "grass", "a dog runs " * 40]
 Contents = Callable[[Path], dict[str, bytes]]

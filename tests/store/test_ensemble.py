@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_distill import cli
+from clip_distill.cli import main as cli
 from clip_distill.store.ensemble import open_table, write_ensemble
 from clip_distill.store.table import StoreError
-from clip_distill.towers import load_tower
+from clip_distill.towers.spec import load_tower
 
 
 @pytest.fixture(scope="module")

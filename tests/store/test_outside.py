@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_distill import cli
+from clip_distill.cli import main as cli
 from clip_distill.store.ensemble import open_table
 
 embedding_reader = pytest.importorskip("embedding_reader", reason="needs embedding-reader, of the extra dev")

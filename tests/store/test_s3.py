@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from clip_distill import cli
-from clip_distill.data.images import BadImage, read_bytes_of
+from clip_distill.cli import main as cli
+from clip_distill.pixels.photos import BadImage, read_bytes_of
 from clip_distill.store.ensemble import open_table
 from clip_distill.store.table import Store, StoreError
 
@@ -135,7 +135,7 @@ def test_a_killed_upload_is_continued(
 ) -> None:
     options = ["--tower", "image", "--split", "train", "--shard_rows", "2", "--workers", "0"]
     command = embed_command(tiny_data, tiny_teacher, "s3://bucket/store") + options
-    running = subprocess.Popen([sys.executable, "-m", "clip_distill.cli", *command], stderr=subprocess.DEVNULL)
+    running = subprocess.Popen([sys.executable, "-m", "clip_distill", *command], stderr=subprocess.DEVNULL)
     wait_for(lambda: s3.invalidate_cache() or s3.exists("bucket/store/image-train/shard-00002/shard.json"))
     running.kill()
     assert running.wait() == -signal.SIGKILL

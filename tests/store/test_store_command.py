@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clip_distill import cli
-from clip_distill.data.layout import scan
-from clip_distill.files import read_json, write_json
+from clip_distill.cli import main as cli
+from clip_distill.corpus.layout import scan
 from clip_distill.store.ensemble import open_table
+from clip_distill.system.files import read_json, write_json
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from clip_distill.data.new_tokenizer import train
-from clip_distill.data.tokens import Ragged, TokenizerSpec, starts, tokenize
 from clip_distill.students.aligned import translate_table, translation_table
 from clip_distill.students.inherit import inherit
 from clip_distill.students.text import transformer
 from clip_distill.teachers import load_teacher
+from clip_distill.tokens.encode import Ragged, TokenizerSpec, starts, tokenize
+from clip_distill.tokens.trained import train
 
 WORDS = {"red": "红", "blue": "蓝", "green": "绿", "dog": "狗", "cat": "猫", "house": "屋"}
 PAIRS = [(f"a {colour} {what}", WORDS[colour] + WORDS[what]) for colour in list(WORDS)[:3] for what in list(WORDS)[3:]]

@@ -12,11 +12,11 @@ import pytest
 import timm
 import torch
 
-from clip_distill.export.open_clip import describe
+from clip_distill.exports.open_clip import describe
 from clip_distill.students import make_student
 from clip_distill.students.cut import build, cut, stage_depths
 from clip_distill.students.inherit import inherit
-from clip_distill.towers import TowerSpec, count_parameters, load_tower, save_tower
+from clip_distill.towers.spec import TowerSpec, count_parameters, load_tower, save_tower
 
 Record = Callable[..., dict[str, Any]]
 SMALL = {"model": "test_efficientnet", "hidden": 16, "input_resolution": 64}

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clip_distill.data.pruned import kept_ids, prune
-from clip_distill.data.tokens import TokenizerSpec, tokenize
 from clip_distill.students import make_student
 from clip_distill.students.inherit import Select, inherit
-from clip_distill.towers import Tower, TowerSpec
+from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.tokens.pruned import kept_ids, prune
+from clip_distill.towers.spec import Tower, TowerSpec
 
 Record = Callable[..., dict[str, Any]]
 SELECT: list[Select] = ["leading", "important", "principal"]

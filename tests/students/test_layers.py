@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from clip_distill.students import make_student
 from clip_distill.students.layers import drop_words, freeze, layer_of, recompute, rest, statistics_kept
-from clip_distill.towers import Tower
+from clip_distill.towers.spec import Tower
 
 Case = tuple[Tower, str, dict[str, Any]]
 CASES: dict[str, Case] = {

@@ -13,7 +13,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from clip_distill.students import make_student
-from clip_distill.towers import Tower, TowerSpec
+from clip_distill.towers.spec import Tower, TowerSpec
 
 Record = Callable[..., dict[str, Any]]
 SMALL: dict[str, tuple[Tower, dict[str, Any]]] = {

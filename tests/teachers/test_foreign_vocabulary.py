@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from clip_distill.data.hf_tokens import describe
-from clip_distill.data.tokens import TokenizerSpec, tokenize
 from clip_distill.students import make_student
+from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.tokens.hugging_face import describe
 
 SMALL = {"transformer_width": 16, "transformer_layers": 2, "transformer_heads": 2, "context_length": 12}
 

@@ -20,12 +20,12 @@ from open_clip.model import CustomTextCLIP
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 
-from clip_distill.data.tokens import TokenizerSpec, identity, tokenize
-from clip_distill.hub import reachable
 from clip_distill.store.table import flatten
+from clip_distill.system.hub import reachable
 from clip_distill.teachers import load_teacher
 from clip_distill.teachers.open_clip import read_config, split_name
-from clip_distill.towers import TOWERS
+from clip_distill.tokens.encode import TokenizerSpec, identity, tokenize
+from clip_distill.towers.spec import TOWERS
 
 TEXTS = ["a dog", "Two dogs &amp; a cat on the grass, in the snow", "", "the " * 100]
 VISION = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "head_width": 32}

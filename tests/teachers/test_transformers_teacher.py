@@ -15,13 +15,13 @@ from huggingface_hub import constants
 from PIL import Image
 from torch import Tensor
 
-from clip_distill.data.hf_tokens import describe
-from clip_distill.data.tokens import TokenizerSpec, identity, tokenize
-from clip_distill.data.views import Views, normalise
+from clip_distill.pixels.views import Views, normalise
 from clip_distill.store.table import flatten
 from clip_distill.teachers import load_teacher
 from clip_distill.teachers.transformers import preprocess_cfg
-from clip_distill.towers import TOWERS
+from clip_distill.tokens.encode import TokenizerSpec, identity, tokenize
+from clip_distill.tokens.hugging_face import describe
+from clip_distill.towers.spec import TOWERS
 
 transformers = pytest.importorskip("transformers")
 

@@ -1,0 +1,110 @@
+"""Batches of (photo, caption) pairs, for two students that train together, each with its stored teacher embedding.
+
+Shapes: C captions in the data's files, P pairs, B batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from clip_distill.batches.datasets import Batch, Captions, DistillData, Images, LoaderOptions, default_workers
+from clip_distill.batches.order import Items
+from clip_distill.batches.pairs import joined, places
+from clip_distill.corpus.report import say
+
+
+class PairBatch(NamedTuple):
+    """What one step sees.
+
+    Args:
+        image: Views of the pairs' photos, and the teacher's embeddings of these very views.
+        text: The pairs' captions, and the teacher's embeddings of them.
+        rows: [B] int64, which pairs these are.
+    """
+
+    image: Batch
+    text: Batch
+    rows: Tensor
+
+
+class PhotoCaptions(Dataset[Any]):
+    """Every caption of every photo, each as a sample of its own: a photo with five captions is in five pairs.
+
+    Args:
+        images: Photos with stored targets.
+        captions: Captions with stored targets.
+        pairs: [P, 2] a row of the photos, and one of the captions.
+    """
+
+    def __init__(self, images: Images, captions: Captions, pairs: NDArray[np.int64]) -> None:
+        self.images, self.captions, self.pairs = images, captions, pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, items: Items) -> PairBatch:
+        rows, views = np.array(items, np.int64).T
+        photos, captions = self.pairs[rows].T.tolist()
+        image = self.images[list(zip(photos, views.tolist(), strict=True))]
+        return PairBatch(image, self.captions[[(row, 0) for row in captions]], torch.from_numpy(rows))
+
+
+def couple(images: Images, captions: Captions, table: pa.Table) -> PhotoCaptions:
+    """Join photos and captions, both with stored targets, through the captions that belong to photos.
+
+    Args:
+        images: Training photos.
+        captions: Training captions.
+        table: [C] of the training split: `text`, and `image_id`, null for a caption without a photo.
+
+    Raises:
+        ValueError: No caption belongs to one of the photos.
+    """
+    assert captions.store is not None
+    texts = captions.store.ids.take(pa.array(captions.store_rows))
+    pairs = joined(places(table.column("image_id"), images.images.column("id")), places(table.column("text"), texts))
+    if not len(pairs):
+        raise ValueError(
+            f"tower both: expected training captions of training photos, both in the store, found none of {len(table)} "
+            "(captions in a TSV without image names belong to no photo). Train the towers one at a time"
+        )
+    photos, texts_used = (len(np.unique(column)) for column in pairs.T)
+    say(f"train: {len(pairs):,} pairs of {photos:,} photos and {texts_used:,} captions")
+    return PhotoCaptions(images, captions, pairs)
+
+
+class PairData(DistillData):
+    """The loader of pairs, and two for validation: of all photos, and of all captions.
+
+    Pairs are not batched by their captions' length, as captions alone are: the photos cost more than the padding, and
+    losses between the pairs of a batch want it to be a random one.
+
+    Args:
+        train: Pairs.
+        val: Validation photos, and unique validation captions.
+        views: Stored views to choose from.
+        options: Batch sizes and workers.
+        seed: Of the batch order.
+    """
+
+    def __init__(
+        self, train: PhotoCaptions, val: tuple[Images, Captions], views: int, options: LoaderOptions, seed: int
+    ) -> None:
+        super().__init__(train, val[0], views, options, seed)
+        self._photos, self._val = train.images, val
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        photos, captions = self._val
+        arguments = self._loader_arguments()
+        no_workers = {"num_workers": 0, "persistent_workers": False}  # tokens are there already
+        return [self.in_order(photos, arguments), self.in_order(captions, arguments | no_workers)]
+
+    def chosen_workers(self) -> int:
+        return 0 if self._photos.packed is not None else default_workers()

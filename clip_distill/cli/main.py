@@ -1,0 +1,64 @@
+"""`clip-distill VERB …`: a table of verbs, each imported only when it is called, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from clip_distill.system.allocator import keep_memory
+from clip_distill.system.openmp import wait_shortly
+
+VERBS = {
+    "embed": "run the teacher once over photos and captions, into a store of embeddings",
+    "fit": "train a small image or text encoder from a store",
+    "evaluate": "measure retrieval of teacher and students, in all pairings",
+    "benchmark": "measure speed, memory and size of teacher and students, in torch and ONNX Runtime",
+    "export": "write a student as an open_clip folder for other programs",
+    "store": "look at a store, check it, exchange it with other programs",
+    "plan": "state hours, disk and memory of embed and fit, from a few measured batches",
+    "quickstart": "the whole way in minutes, on sample data or on yours",
+}
+
+USAGE = """usage: clip-distill VERB [options]
+
+Distil a CLIP-like teacher into a small image or text encoder, one tower at a time.
+
+{verbs}
+
+The usual way, one line a step (`clip-distill VERB --help` explains each):
+  clip-distill embed --data DATA --teacher ViT-B-32/openai --store stores/b32
+  clip-distill fit --recipe recipes/flickr8k_text.yaml --data DATA --store stores/b32 --out runs/text
+  clip-distill evaluate --data DATA --store stores/b32 --text_student runs/text
+  clip-distill export --store stores/b32 --text_student runs/text --out exported
+
+See it work first, offline: clip-distill quickstart
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the `clip-distill` command; known errors end as one message and exit code 1."""
+    argv = sys.argv[1:] if argv is None else argv
+    verb = argv[0] if argv else "--help"
+    if verb in ("-h", "--help"):
+        print(USAGE.format(verbs="\n".join(f"  {name:<11} {text}" for name, text in VERBS.items())))
+        return
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(version("clip-distill"))
+        return
+    if verb not in VERBS:
+        sys.exit(f"clip-distill: unknown verb {verb!r}: expected one of {', '.join(VERBS)}")
+    keep_memory()
+    wait_shortly()  # a verb's module loads torch
+    module = importlib.import_module(f"clip_distill.verbs.{verb}")
+    try:
+        module.main(argv[1:])
+    except Exception as error:
+        # known by its name: importing Lightning to name a mistake in its arguments would take seconds
+        lightnings_own = type(error).__name__ == "MisconfigurationException"
+        known = isinstance(error, (ValueError, OSError, ImportError)) or lightnings_own
+        if not known or os.environ.get("CLIP_DISTILL_TRACEBACK"):
+            raise
+        sys.exit(f"clip-distill {verb}: {error}\n(set CLIP_DISTILL_TRACEBACK=1 for where it was raised)")

@@ -1,0 +1,264 @@
+"""Captions from COCO JSON, TSV, CSV, parquet and WebDataset shards: one row per (caption, photo)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from clip_distill.corpus.report import Skips
+from clip_distill.corpus.shards import shard_captions
+from clip_distill.system.paths import open_binary, suffix
+
+CAPTION_COLUMNS = ("caption", "text", "title")
+IMAGE_COLUMNS = ("image", "file_name", "filepath", "path", "image_path")
+FORMATS = (".json", ".tsv", ".csv", ".parquet", ".tar")
+
+# What a reader yields: a caption, several, or whatever stands in its place; and its photo's file name, if it has one.
+RawRow = tuple[object, object]
+Row = tuple[str, str | None]
+
+
+def read_captions(path: str, caption_column: str | None, image_column: str | None, skips: Skips) -> Iterator[Row]:
+    """The captions of one file, stripped, in its order, duplicates included; empty and unusable ones are counted.
+
+    Args:
+        path: A file or URL; its extension says the format, one of `FORMATS`.
+        caption_column: Of a table: the column's name, or its number from 1. None looks for `CAPTION_COLUMNS`.
+        image_column: The same for the photo's file name; None looks for `IMAGE_COLUMNS`, and goes without.
+        skips: Counts what is left out.
+
+    Returns:
+        (caption, file name of its photo or None) rows.
+
+    Raises:
+        ValueError: The file is not what its extension says, or has no such column.
+    """
+    extension = suffix(path)
+    if extension == ".json":
+        rows: Iterable[RawRow] = _read_coco(path, skips)
+    elif extension == ".tsv":
+        rows = _read_tsv(path, caption_column, image_column, skips)
+    elif extension == ".csv":
+        rows = _read_csv(path, caption_column, image_column, skips)
+    elif extension == ".parquet":
+        rows = _read_parquet(path, caption_column, image_column)
+    elif extension == ".tar":
+        rows = shard_captions(path, skips)
+    else:
+        raise ValueError(f"{path}: expected a caption file ({', '.join(FORMATS)}), found {extension or 'no extension'}")
+    return _clean(path, rows, skips)
+
+
+def _clean(path: str, rows: Iterable[RawRow], skips: Skips) -> Iterator[Row]:
+    for number, (value, name) in enumerate(rows, 1):
+        for caption in value if isinstance(value, list) else [value]:
+            if not isinstance(caption, str):
+                skips.add("caption is not a string", f"{path}, caption {number}")
+            elif not (stripped := caption.strip()):
+                skips.add("empty caption", f"{path}, caption {number}")
+            elif not encodable(stripped):
+                skips.add("caption is not valid Unicode", f"{path}, caption {number}")
+            else:
+                yield stripped, tidy_name(name) if isinstance(name, str) and encodable(name) else None
+
+
+def encodable(text: str) -> bool:
+    """Whether the text is valid Unicode: lone surrogates, from JSON escapes or raw file names, are not."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def tidy_name(name: str) -> str:
+    """A file name as ids spell it: `/` between folders, Unicode NFC, so that it is the same on every system."""
+    return unicodedata.normalize("NFC", name.strip().replace("\\", "/").removeprefix("./"))
+
+
+def _read_coco(path: str, skips: Skips) -> Iterator[RawRow]:
+    with open_binary(path) as file:
+        try:
+            content = json.load(io.TextIOWrapper(file, "utf-8-sig"))
+        except ValueError as error:  # bad JSON, or bad UTF-8
+            raise ValueError(f"{path}: expected COCO captions in JSON, found broken JSON: {error}") from error
+    parts = [content.get(key) for key in ("images", "annotations")] if isinstance(content, dict) else [None]
+    if not all(isinstance(part, list) for part in parts):
+        keys = ", ".join(map(repr, content)) or "no keys" if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f'{path}: expected COCO captions, {{"images": [{{"id", "file_name"}}, …], "annotations": '
+            f'[{{"image_id", "caption"}}, …]}}, found {keys}'
+        )
+    names: dict[Any, Any] = {}
+    for image in content["images"]:
+        image_id, name = (image.get("id"), image.get("file_name")) if isinstance(image, dict) else (None, None)
+        if isinstance(image_id, int | str) and isinstance(name, str):
+            names[image_id] = name
+        else:
+            skips.add("image entry without id and file_name", path)
+    for annotation in content["annotations"]:
+        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if isinstance(image_id, int | str) and image_id in names:
+            yield annotation.get("caption"), names[image_id]
+        else:
+            skips.add("annotation of an image that the file does not list", f"{path}, image_id {image_id!r}")
+
+
+def _read_tsv(path: str, caption_column: str | None, image_column: str | None, skips: Skips) -> Iterator[RawRow]:
+    """Rows of a TSV as Conceptual Captions has them: no quoting at all, so a quote is a part of its caption.
+
+    The first line is a header if it has the caption's column by name; without one the first column is the caption.
+    """
+    with open_binary(path) as file:
+        columns: tuple[int, int | None] | None = None
+        for number, line in enumerate(file, 1):
+            try:
+                cells = line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8").split("\t")
+            except UnicodeDecodeError:
+                skips.add("line is not UTF-8", f"{path}, line {number}")
+                continue
+            if columns is None:
+                if _has_header(cells, caption_column):
+                    columns = _pick_columns(path, cells, caption_column, image_column)
+                    continue
+                columns = _pick_columns(path, [""] * len(cells), caption_column or "1", image_column)
+            caption, image = columns
+            if caption >= len(cells):
+                skips.add("line with too few columns", f"{path}, line {number}")
+            else:
+                yield cells[caption], cells[image] if image is not None and image < len(cells) else None
+
+
+def _read_csv(path: str, caption_column: str | None, image_column: str | None, skips: Skips) -> Iterator[RawRow]:
+    """Rows of a CSV with a header, quoted where needed."""
+    with open_binary(path) as file:
+        try:
+            header = next(csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline="")), [])
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}: expected a CSV in UTF-8, found: {error}") from error
+    caption, image = _pick_columns(path, header, caption_column, image_column)
+    columns = [str(number) for number in range(len(header))]  # a header may repeat a name
+
+    def skip(row: Any) -> str:
+        skips.add("row with another number of columns than the header", f"{path}: {(row.text or '')[:40]!r}")
+        return "skip"
+
+    with open_binary(path) as file:
+        chosen = [columns[caption]] + ([columns[image]] if image is not None else [])
+        # numbers and "NA" are captions, too: nothing is guessed to be of another type or missing
+        options = pa.csv.ConvertOptions(column_types=dict.fromkeys(chosen, pa.string()), include_columns=chosen)
+        try:
+            batches = pa.csv.open_csv(
+                file,
+                pa.csv.ReadOptions(column_names=columns, skip_rows_after_names=1),
+                pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
+                options,
+            )
+            yield from _rows(batches, 0, None if image is None else 1)
+        except pa.ArrowInvalid as error:
+            if "Empty CSV" not in str(error):
+                raise ValueError(f"{path}: expected a CSV in UTF-8, found: {error}") from error
+
+
+def _read_parquet(path: str, caption_column: str | None, image_column: str | None) -> Iterator[RawRow]:
+    with open_binary(path) as file:
+        try:
+            table = pq.ParquetFile(file)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path}: expected a parquet file, found: {error}") from error
+        names = table.schema_arrow.names
+        caption, image = _pick_columns(path, names, caption_column, image_column)
+        for column in [caption] + ([image] if image is not None else []):
+            kind = table.schema_arrow.field(column).type
+            if not _is_text(kind):
+                raise ValueError(f"{path}: expected column {names[column]!r} to hold text, found {kind}")
+        columns = [names[caption]] + ([names[image]] if image is not None else [])
+        yield from _rows(table.iter_batches(columns=columns), columns[0], columns[1] if image is not None else None)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Strings, dictionary-encoded strings, or lists of them."""
+    inner = kind.value_type if pa.types.is_dictionary(kind) or _is_list(kind) else kind
+    return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_string_view(inner))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _rows(batches: Iterable[pa.RecordBatch], caption: int | str, image: int | str | None) -> Iterator[RawRow]:
+    for batch in batches:
+        captions = batch.column(caption).to_pylist()
+        images = batch.column(image).to_pylist() if image is not None else [None] * len(captions)
+        yield from zip(captions, images, strict=True)
+
+
+def _has_header(cells: list[str], caption_column: str | None) -> bool:
+    wanted = {*CAPTION_COLUMNS, (caption_column or CAPTION_COLUMNS[0]).lower()}
+    return any(cell.strip().lower() in wanted for cell in cells)
+
+
+def _pick_columns(
+    path: str, header: list[str], caption_column: str | None, image_column: str | None
+) -> tuple[int, int | None]:
+    """Positions of the caption's and the photo's columns."""
+    caption = _find_column(path, header, caption_column, CAPTION_COLUMNS, "caption_column")
+    if caption is None:
+        raise ValueError(
+            f"{path}: expected a column called {', '.join(CAPTION_COLUMNS)}, found {header or 'an empty file'}. "
+            "Name the caption's column with --sources.caption_column"
+        )
+    return caption, _find_column(path, header, image_column, IMAGE_COLUMNS, "image_column")
+
+
+def _find_column(path: str, header: list[str], wanted: str | None, known: tuple[str, ...], option: str) -> int | None:
+    lowered = [name.strip().lower() for name in header]
+    if wanted is None:
+        return next((lowered.index(name) for name in known if name in lowered), None)
+    if wanted.lower() in lowered:
+        return lowered.index(wanted.lower())
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(header):
+        return int(wanted) - 1
+    found = ", ".join(map(repr, header)) if any(header) else f"{len(header)} columns without names"
+    raise ValueError(
+        f"{path}: expected a column {wanted!r} (--sources.{option}, a name or a number from 1), found {found}"
+    )
+
+
+def find_photos(names: pa.Array, ids: pa.Array) -> pa.Array:
+    """The photo of each caption.
+
+    A name is looked for among the ids themselves, then among ids without their source's folder, then among base names,
+    last, for shards, without its extension. Where several photos fit, none is taken.
+
+    Args:
+        names: [N] file names as caption files give them; null for a caption without a photo.
+        ids: [M] ids of the split's photos.
+
+    Returns:
+        [N] ids, null where there is no photo of that name.
+    """
+    relative = pc.replace_substring_regex(ids, r"^[^/]*/", "")
+    base = _only_once(pc.replace_substring_regex(ids, r"^.*/", ""))
+    needles = pc.replace_substring_regex(names, r"^.*/", "")
+    stems = pc.replace_substring_regex(needles, r"\.[^.]*$", "")
+    rows = pc.index_in(names, value_set=ids)
+    for wanted, among in ((names, _only_once(relative)), (needles, base), (stems, base)):
+        rows = pc.coalesce(rows, pc.index_in(wanted, value_set=among, skip_nulls=True))
+    return ids.take(rows)
+
+
+def _only_once(values: pa.Array) -> pa.Array:
+    """The same array with null for every value that it holds more than once."""
+    counts = values.value_counts()
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    return pc.if_else(pc.is_in(values, value_set=repeated), None, values)

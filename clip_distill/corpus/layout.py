@@ -1,0 +1,278 @@
+"""Find photos and captions, with ids that are the same wherever the data lies.
+
+The documented folder D:
+
+    D/image/                                        training photos, flat (D/images/ is read, too)
+    D/COCO/annotations/captions_train2017.json      training captions, COCO format
+    D/CC/Train_GCC-training.tsv                     training captions, Conceptual Captions: caption, tab, URL
+    D/COCO/val2017/                                 validation photos
+    D/COCO/annotations/captions_val2017.json        validation captions, COCO format
+
+Any part may be absent until it is asked for, and any part may come from elsewhere (`Sources`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from clip_distill.corpus.captions import FORMATS, encodable, find_photos, read_captions, tidy_name
+from clip_distill.corpus.report import Report, Skips, SplitReport
+from clip_distill.corpus.shards import shard_images
+from clip_distill.pixels.photos import IMAGE_EXTENSIONS
+from clip_distill.system import paths
+
+DEFAULTS = {
+    "train_images": ("image", "images"),
+    "val_images": ("COCO/val2017",),
+    "train_captions": ("COCO/annotations/captions_train2017.json", "CC/Train_GCC-training.tsv"),
+    "val_captions": ("COCO/annotations/captions_val2017.json",),
+}
+IMAGES_SCHEMA = pa.schema(
+    {"id": pa.large_string(), "path": pa.large_string(), "offset": pa.int64(), "size": pa.int64()}
+)
+ROWS_SCHEMA = pa.schema({"text": pa.large_string(), "name": pa.large_string()})
+CHUNK = 65536  # rows held as Python objects at a time
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Parts of the data that lie elsewhere than in the documented folder; each replaces its part of it.
+
+    One path or a list, local or fsspec URLs (`s3://…`), with shell-style patterns and ranges: `cc/{000..010}.tar`.
+
+    Args:
+        train_images: Folders of training photos, photos, or WebDataset .tar shards.
+        val_images: The same for validation.
+        train_captions: Files of training captions: COCO .json, .tsv, .csv, .parquet, or WebDataset .tar shards with
+            .txt or .json members. Not given, and no data folder either: the captions in the shards of train_images.
+        val_captions: The same for validation.
+        recursive: Read folders inside folders of photos, too.
+        caption_column: Name of a table's caption column, or its number from 1; found by itself if it is called
+            caption, text or title, or is the first of a TSV without header.
+        image_column: Name or number of the column with the photo's file name; found by itself if it is called image,
+            file_name, filepath, path or image_path. Captions without one belong to no photo.
+    """
+
+    train_images: list[str] | str | None = None
+    val_images: list[str] | str | None = None
+    train_captions: list[str] | str | None = None
+    val_captions: list[str] | str | None = None
+    recursive: bool = False
+    caption_column: str | None = None
+    image_column: str | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The photos and captions of one split.
+
+    Args:
+        images: Sorted by id: `id`, `path`, and for a photo in a tar `offset` and `size` in bytes, else -1 and -1.
+            An id is the path from the source's own folder on: `image/a.jpg`, `val2017/a.jpg`, `shard-000.tar/000123`.
+        captions: In the order of their files: `text`, and `image_id`, null where no photo of this split belongs to it.
+        images_sought: Where photos were looked for; used in errors.
+        captions_sought: Where captions were looked for.
+    """
+
+    images: pa.Table
+    captions: pa.Table
+    images_sought: str
+    captions_sought: str
+
+    def require_images(self) -> pa.Table:
+        """The photos, of which there is at least one.
+
+        Raises:
+            FileNotFoundError: There are none; the message says where they were looked for.
+        """
+        if not self.images.num_rows:
+            raise FileNotFoundError(
+                f"expected photos ({', '.join(sorted(IMAGE_EXTENSIONS))}), found none: {self.images_sought}"
+            )
+        return self.images
+
+    def require_captions(self) -> pa.Table:
+        """The captions, of which there is at least one.
+
+        Raises:
+            FileNotFoundError: There are none; the message says where they were looked for.
+        """
+        if not self.captions.num_rows:
+            raise FileNotFoundError(f"expected captions ({', '.join(FORMATS)}), found none: {self.captions_sought}")
+        return self.captions
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All photos and captions, and what was left out of them."""
+
+    train: Split
+    val: Split
+    report: Report = field(default_factory=Report)
+
+
+def scan(data: str | None, sources: Sources = Sources()) -> Corpus:
+    """Find all photos and captions of a data folder; no photo is opened.
+
+    A part of the documented folder that is absent is in the report, and an error once a split must `require_…` it.
+
+    Args:
+        data: A folder laid out as documented above, or None where `sources` give all that is needed.
+        sources: What lies elsewhere.
+
+    Raises:
+        FileNotFoundError: `data` or something that `sources` name does not exist.
+        ValueError: A caption file or shard is broken, or two photos have one id.
+    """
+    if data is not None and not paths.is_folder(data):
+        raise FileNotFoundError(
+            f"--data {data}: expected a folder, found {'a file' if paths.is_file(data) else 'nothing there'}"
+        )
+    report = Report()
+    return Corpus(
+        _scan_split(data, sources, "train", report.train), _scan_split(data, sources, "val", report.val), report
+    )
+
+
+def _scan_split(data: str | None, sources: Sources, split: str, report: SplitReport) -> Split:
+    image_sources, images_sought = _locate(data, sources, f"{split}_images", report)
+    caption_files, captions_sought = _locate(data, sources, f"{split}_captions", report)
+    if data is None and getattr(sources, f"{split}_captions") is None:
+        caption_files = [path for path in image_sources if paths.suffix(path) == ".tar"]
+    images = _image_table(image_sources, sources.recursive, report)
+    captions = _caption_table(caption_files, sources, images.column("id"), report)
+    return Split(
+        images,
+        captions,
+        f"{images_sought}{_summary(report.skipped_files)}",
+        f"{captions_sought}{_summary(report.skipped_captions)}",
+    )
+
+
+def _summary(skips: Skips) -> str:
+    return "".join("\n" + line for line in skips.lines())
+
+
+def _locate(data: str | None, sources: Sources, part: str, report: SplitReport) -> tuple[list[str], str]:
+    """Where a part of the data lies, and what to say when nothing is found there."""
+    given: list[str] | str | None = getattr(sources, part)
+    if given is not None:
+        patterns = [given] if isinstance(given, str) else given
+        found = [path for pattern in patterns for path in paths.expand(pattern)]
+        sought = f"looked in {', '.join(patterns) or 'no place'} (--sources.{part})"
+    elif data is not None:
+        places = [paths.join(data, name) for name in DEFAULTS[part]]
+        found = [path for path in places if paths.is_folder(path) or paths.is_file(path)]
+        sought = f"looked in {' and '.join(places)}; if they lie elsewhere, pass --sources.{part}"
+        if part == "train_images" and not found:
+            report.missing.append(" or ".join(places))
+        elif part != "train_images":
+            report.missing += [path for path in places if path not in found]
+    else:
+        found, sought = [], f"pass --data or --sources.{part}"
+    once: dict[str, str] = {}
+    for path in found:
+        once.setdefault(paths.real_path(path), path)
+    if part.endswith("_images") and len(once) > 1:
+        report.notes.append(f"photos from {len(once)} places: {', '.join(itertools.islice(once.values(), 3))}…")
+    return list(once.values()), sought
+
+
+def _image_table(sources: list[str], recursive: bool, report: SplitReport) -> pa.Table:
+    """All photos, sorted by id.
+
+    Raises:
+        ValueError: Two photos have one id.
+    """
+    found = itertools.chain.from_iterable(_images_of(source, recursive, report.skipped_files) for source in sources)
+    table = _to_table(tqdm(found, "finding photos", unit=" photos", delay=2, leave=False, disable=None), IMAGES_SCHEMA)
+    table = table.sort_by("id").combine_chunks()
+    ids = table.column("id")
+    same = pc.index(pc.equal(ids[1:], ids[:-1]), True).as_py() if len(ids) > 1 else -1
+    if same >= 0:
+        first, second = table.slice(same, 2).column("path").to_pylist()
+        raise ValueError(
+            f"two photos have one id, {ids[same].as_py()!r}: {first} and {second}. An id is the path from the source's "
+            "own folder on, so give folders and shards different names, and each file one spelling"
+        )
+    report.images = table.num_rows
+    return table
+
+
+def _images_of(source: str, recursive: bool, skips: Skips) -> Iterator[tuple[str, str, int, int]]:
+    if paths.suffix(source) == ".tar" and not paths.is_folder(source):
+        rows: Iterable[tuple[str, str, int, int]] = shard_images(source, skips)
+    elif paths.is_folder(source):
+        rows = _walk(source, paths.base_name(source), recursive, skips, {paths.real_path(source)})
+    elif paths.suffix(source) in IMAGE_EXTENSIONS:
+        folder = paths.base_name(source.rsplit("/", 1)[0] if "/" in source else ".")
+        rows = [(f"{folder}/{paths.base_name(source)}", source, -1, -1)]
+    else:
+        raise ValueError(
+            f"{source}: expected a folder of photos, a photo or an uncompressed .tar shard, found another file"
+        )
+    for name, path, offset, size in rows:
+        if encodable(name) and encodable(path):
+            yield tidy_name(name), path, offset, size
+        else:
+            skips.add("file name is not UTF-8", path)
+
+
+def _walk(
+    folder: str, prefix: str, recursive: bool, skips: Skips, seen: set[str]
+) -> Iterator[tuple[str, str, int, int]]:
+    """The photos in a folder. `seen` holds the folders on the way, for links that lead back to one of them."""
+    for name, path, kind in paths.entries(folder):
+        if name.startswith("."):
+            skips.add("hidden", path)
+        elif kind == "folder" and not recursive:
+            skips.add("folder inside a folder of photos; read with --sources.recursive true", path)
+        elif kind == "folder" and paths.real_path(path) in seen:
+            skips.add("folder that was read already, under another name", path)
+        elif kind == "folder":
+            seen.add(paths.real_path(path))
+            yield from _walk(path, f"{prefix}/{name}", recursive, skips, seen)
+        elif paths.suffix(name) not in IMAGE_EXTENSIONS:
+            skips.add("not an image by its extension", path)
+        elif kind == "other":
+            skips.add("broken link", path)
+        else:
+            yield f"{prefix}/{name}", path, -1, -1
+
+
+def _caption_table(files: list[str], sources: Sources, ids: pa.ChunkedArray, report: SplitReport) -> pa.Table:
+    """All captions with the ids of their photos; counts them into the report."""
+    columns, skips = (sources.caption_column, sources.image_column), report.skipped_captions
+    rows = itertools.chain.from_iterable(read_captions(path, *columns, skips) for path in files)
+    bar = tqdm(rows, "reading captions", unit=" captions", delay=2, leave=False, disable=None)
+    table = _to_table(bar, ROWS_SCHEMA).combine_chunks()
+    names = _one_array(table.column("name"))
+    image_ids = find_photos(names, _one_array(ids))
+    report.captions = table.num_rows
+    report.duplicates = table.num_rows - pc.count_distinct(table.column("text")).as_py()
+    report.captions_without_photo = image_ids.null_count - names.null_count
+    report.photos_without_captions = len(ids) - pc.count_distinct(image_ids, mode="only_valid").as_py()
+    return pa.table({"text": table.column("text"), "image_id": image_ids})
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def _to_table(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+    """A table of rows that come one by one, of which few are held as Python objects at a time."""
+    source = iter(rows)
+    batches = []
+    while chunk := list(itertools.islice(source, CHUNK)):
+        columns = [
+            pa.array(list(values), kind) for values, kind in zip(zip(*chunk, strict=True), schema.types, strict=True)
+        ]
+        batches.append(pa.record_batch(columns, schema=schema))
+    return pa.Table.from_batches(batches, schema)

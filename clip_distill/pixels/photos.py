@@ -1,0 +1,154 @@
+"""One photo from a file, a URL or a tar shard, as open_clip would decode it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+
+from PIL import Image, UnidentifiedImageError, features
+from PIL.ImageFile import ImageFile
+
+from clip_distill.system.paths import is_url, read_bytes
+
+_AVIF = features.check("avif")
+IMAGE_EXTENSIONS = frozenset(
+    [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"] + ([".avif"] if _AVIF else [])
+)
+# Pillow goes by content, not by name. Its other formats stay off: EPS, for one, would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF") + (("AVIF",) if _AVIF else ())
+
+# Palettes with transparency, odd metadata and photos over 89 megapixels all decode; one warning a file would be spam.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class BadImage(ValueError):
+    """A photo that can't be used; `reason` is short and the same for all photos of its kind, to be counted."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def read_image(path: str, offset: int = -1, size: int = -1) -> Image.Image:
+    """Read and decode one photo, the first frame of an animation, as RGB.
+
+    The pixels are those of open_clip's own preprocessing: `Image.open(…).convert("RGB")`, so alpha is dropped rather
+    than blended and EXIF orientation is left alone.
+
+    Args:
+        path: A file or an fsspec URL.
+        offset: Where the photo starts in the file, in bytes; -1 takes the whole file.
+        size: Its length in bytes when there is an offset.
+
+    Raises:
+        BadImage: "missing file", "no permission", "empty file", "not an image", "truncated", "damaged" or "too large"
+            (over twice Pillow's `Image.MAX_IMAGE_PIXELS`, 179 megapixels). Other errors of the file system are raised
+            as they are, since they say nothing about the photo.
+    """
+    return decode(read_bytes_of(path, offset, size))
+
+
+def read_bytes_of(path: str, offset: int = -1, size: int = -1) -> bytes:
+    """One photo as it is encoded, of a file or of a tar's member; the arguments and errors are `read_image`'s."""
+    try:
+        content = read_bytes(path, offset, size)
+    except FileNotFoundError as error:
+        raise BadImage("missing file") from error
+    except PermissionError as error:
+        raise BadImage("no permission") from error
+    if not content:
+        raise BadImage("empty file")
+    if offset >= 0 and len(content) < size:
+        raise BadImage("truncated")
+    return content
+
+
+def digest_of(content: bytes) -> int:
+    """Which photo this is: the first 8 bytes of its encoded bytes' BLAKE2b, little-endian."""
+    return int.from_bytes(hashlib.blake2b(content).digest()[:8], "little")
+
+
+def size_of(path: str, offset: int = -1, size: int = -1) -> int | None:
+    """Bytes of a photo as it is encoded, without reading it; None for a file that is missing or behind a URL, of which
+    `data.paths.listed_sizes` knows."""
+    if offset >= 0:
+        return size
+    try:
+        return None if is_url(path) else os.stat(path).st_size
+    except OSError:
+        return None
+
+
+class Photo:
+    """An encoded photo, decoded once for each scale that its views ask for.
+
+    libjpeg decodes at a half, a quarter or an eighth of a side for a fraction of the time; other formats know no scale.
+
+    Args:
+        content: The file, or the tar's member.
+
+    Attributes:
+        size: (width, height) of the whole photo.
+
+    Raises:
+        BadImage: "not an image" or "too large".
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._opened: ImageFile | None = self._open()
+        self._decoded: dict[int, tuple[Image.Image, int]] = {}
+        self.size = self._opened.size
+
+    def decode(self, scale: int = 1) -> tuple[Image.Image, int]:
+        """RGB pixels, a side `scale` (1, 2, 4 or 8) times shorter, rounded up; and the scale that they have in the end.
+
+        Raises:
+            BadImage: "truncated", "damaged" or "too large".
+        """
+        if scale not in self._decoded:
+            self._decoded[scale] = self._decode(scale)
+        return self._decoded[scale]
+
+    def _open(self) -> ImageFile:
+        with _reasons():
+            return Image.open(io.BytesIO(self._content), formats=FORMATS)
+
+    def _decode(self, scale: int) -> tuple[Image.Image, int]:
+        image, self._opened = self._opened or self._open(), None
+        with _reasons(), image:
+            reached = 1
+            if scale > 1 and (drafted := image.draft(None, (image.width // scale, image.height // scale))):
+                reached = round(self.size[0] / drafted[1][2])
+            if image.mode == "RGB":
+                image.load()
+                return image, reached  # saves a copy of the pixels
+            return image.convert("RGB"), reached
+
+
+def decode(content: bytes) -> Image.Image:
+    """Decode one photo as RGB, as `read_image` does.
+
+    Raises:
+        BadImage: "not an image", "truncated", "damaged" or "too large".
+    """
+    return Photo(content).decode()[0]
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Whatever a decoder raises, as a BadImage."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise BadImage("not an image") from error
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise BadImage("too large") from error
+    except Exception as error:  # decoders of broken files raise whatever they trip over, SyntaxError too
+        cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
+        raise BadImage("truncated" if cut else "damaged") from error

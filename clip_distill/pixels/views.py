@@ -1,0 +1,231 @@
+"""Views: model-ready pixels as a pure function of (sample id, view number, seed).
+
+View 0 is the teacher's own geometry, without augmentation. Views 1 and up are augmented; their randomness comes from
+a generator seeded by the three, so a loader rebuilds the very pixels that the teacher saw, years later, in any order.
+Shapes: B batch, S image side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from open_clip.transform import PreprocessCfg, ResizeKeepRatio, image_transform_v2
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from clip_distill.pixels.photos import Photo
+from clip_distill.system.registry import resolve
+
+Transform = Callable[[Image.Image], Image.Image]
+SCALES = (8, 4, 2)  # at which libjpeg decodes
+SPARE = 2  # a part that is decoded small has at least twice the pixels of what it is brought to, in width and height
+
+
+class Region(NamedTuple):
+    """A part of a photo, in pixels of the whole photo, and the size that it is brought to."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    size: tuple[int, int]  # (width, height)
+
+
+class Resized:
+    """A transform that begins by resizing a part of the photo, chosen by the photo's size alone.
+
+    So a large JPEG need not be decoded whole: it is decoded at a half, a quarter or an eighth of a side if that leaves
+    the part at least twice the size that it is brought to. The part is the same at every scale, and the pixels differ
+    by a fifth of one level of 255 on average. With less to spare, edges lose sharpness.
+
+    Args:
+        choose: (width, height) of the photo → the part; draws its randomness from torch's global generator.
+        interpolation: Bicubic or bilinear.
+        steps: What follows, of the size that the part was brought to.
+    """
+
+    def __init__(
+        self, choose: Callable[[int, int], Region], interpolation: InterpolationMode, *steps: Transform
+    ) -> None:
+        self.choose, self.interpolation, self.steps = choose, interpolation, steps
+        self.resample = Image.Resampling.BILINEAR if interpolation.value == "bilinear" else Image.Resampling.BICUBIC
+
+    def then(self, *steps: Transform) -> Resized:
+        """This transform, and more steps after it."""
+        return Resized(self.choose, self.interpolation, *self.steps, *steps)
+
+    def __call__(self, photo: Photo | Image.Image) -> Image.Image:
+        region = self.choose(*photo.size)
+        image, scale = photo.decode(scale_for(region)) if isinstance(photo, Photo) else (photo, 1)
+        image = resize(image, region, scale, self.resample)
+        for step in self.steps:
+            image = step(image)
+        return image
+
+
+def scale_for(region: Region) -> int:
+    """How many times shorter a side may be decoded."""
+    sides = (region.right - region.left) / region.size[0], (region.bottom - region.top) / region.size[1]
+    return next((scale for scale in SCALES if min(sides) >= SPARE * scale), 1)
+
+
+def resize(image: Image.Image, region: Region, scale: int, resample: Image.Resampling) -> Image.Image:
+    """Resize a part of a photo that was decoded `scale` times shorter; at scale 1, torchvision's `resized_crop`."""
+    left, top, right, bottom = (side / scale for side in region[:4])
+    # the part's edges may lie within pixels: cut outside of them, and leave the fractions to the resampling
+    hull = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+    if hull != (0, 0, *image.size):
+        image = image.crop(hull)
+    box = left - hull[0], top - hull[1], right - hull[0], bottom - hull[1]
+    return image.resize(region.size, resample, box) if image.size != region.size else image
+
+
+Augmentation = Callable[[Resized, int, InterpolationMode], Transform]
+
+AUGMENTATIONS = {
+    "none": "clip_distill.pixels.views:none",
+    "crop_flip": "clip_distill.pixels.views:crop_flip",
+    "crop_flip_color": "clip_distill.pixels.views:crop_flip_color",
+    "randaugment": "clip_distill.pixels.views:randaugment",
+    "original": "clip_distill.pixels.views:original",
+}
+
+
+def none(plain: Resized, size: int, interpolation: InterpolationMode) -> Resized:
+    """Every view is view 0."""
+    return plain
+
+
+def crop_flip(plain: Resized, size: int, interpolation: InterpolationMode) -> Resized:
+    """A resized crop of 50–100 % of the area, flipped left to right half the time."""
+    crop = v2.RandomResizedCrop(size, scale=(0.5, 1.0))
+
+    def choose(width: int, height: int) -> Region:
+        # torchvision draws by an image's size; one pixel, spread, has it without memory
+        drawn = crop.make_params([torch.empty(1, 1, 1).expand(3, height, width)])
+        left, top = drawn["left"], drawn["top"]
+        return Region(left, top, left + drawn["width"], top + drawn["height"], (size, size))
+
+    return Resized(choose, interpolation, v2.RandomHorizontalFlip())
+
+
+def crop_flip_color(plain: Resized, size: int, interpolation: InterpolationMode) -> Resized:
+    """`crop_flip`, then brightness, contrast, saturation and hue."""
+    jitter = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05)
+    return crop_flip(plain, size, interpolation).then(jitter)
+
+
+def randaugment(plain: Resized, size: int, interpolation: InterpolationMode) -> Resized:
+    """`crop_flip`, then RandAugment (Cubuk et al., 2019), two operations of magnitude 9."""
+    return crop_flip(plain, size, interpolation).then(v2.RandAugment(2, 9, interpolation=interpolation))
+
+
+def original(plain: Resized, size: int, interpolation: InterpolationMode) -> Resized:
+    """What the original project did: flips both ways and a rotation of up to 30°, on the plain view."""
+    rotate = v2.RandomRotation(30, interpolation=InterpolationMode.BILINEAR)
+    return plain.then(v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), rotate)
+
+
+def plain_view(preprocess: dict[str, Any]) -> Resized:
+    """open_clip's own preprocessing, less to-tensor and normalise."""
+    cfg = PreprocessCfg(**preprocess)
+    resize, *others = image_transform_v2(cfg, is_train=False).transforms[:-2]
+    wanted = (cfg.size, cfg.size) if isinstance(cfg.size, int) else (cfg.size[1], cfg.size[0])
+
+    def choose(width: int, height: int) -> Region:
+        if isinstance(resize, ResizeKeepRatio):
+            new = resize.get_params(SimpleNamespace(size=(width, height)), resize.size, resize.longest)
+        elif isinstance(resize.size, int):  # the shorter side
+            long = int(resize.size * max(width, height) / min(width, height))
+            new = (long, resize.size) if width <= height else (resize.size, long)
+        else:
+            new = resize.size
+        return Region(0, 0, width, height, (new[1], new[0]))
+
+    def crop_or_pad(image: Image.Image) -> Image.Image:
+        if image.size != wanted:
+            for step in others:
+                image = step(image)
+        return image
+
+    return Resized(choose, resize.interpolation, crop_or_pad)
+
+
+class Views:
+    """Renders views of images.
+
+    Args:
+        preprocess: The teacher's `preprocess_cfg`; another `size` renders the same crops at the student's resolution.
+        augment: Name in AUGMENTATIONS, or `module:Attr` of your own `(plain, size, interpolation) -> transform`, which
+            must draw its randomness from torch's global generator.
+        seed: The view seed.
+    """
+
+    def __init__(self, preprocess: dict[str, Any], augment: str = "none", seed: int = 0) -> None:
+        cfg = PreprocessCfg(**preprocess)
+        size: tuple[int, int] = (cfg.size, cfg.size) if isinstance(cfg.size, int) else tuple(cfg.size)
+        self.height, self.width = size
+        self.plain = plain_view(preprocess)
+        make: Augmentation = resolve("augmentation", AUGMENTATIONS, augment)
+        self.augmented = make(self.plain, self.height, self.plain.interpolation)
+        self.preprocess, self.augment, self.seed = preprocess, augment, seed
+
+    def __reduce__(self) -> tuple[type[Views], tuple[dict[str, Any], str, int]]:
+        # transforms hold functions, which can't go to a worker that is spawned; it makes its own
+        return Views, (self.preprocess, self.augment, self.seed)
+
+    def made_from(self, views: int) -> dict[str, Any]:
+        """What decides the pixels of the first views, beside the photos; mean and std come after."""
+        made_from = {key: value for key, value in self.preprocess.items() if key not in ("mean", "std")}
+        made_from["size"] = [self.height, self.width]
+        # a plain view is the same under any augmentation and seed
+        return made_from | ({"augment": self.augment, "seed": self.seed} if views > 1 else {})
+
+    def __call__(self, photo: Photo | Image.Image, id: str, view: int) -> Tensor:
+        """uint8 [3, S, S] of one view of a photo, or of an RGB image; channels last in memory.
+
+        Raises:
+            BadImage: The photo can't be decoded.
+        """
+        if view == 0:
+            return _pixels(self.plain(photo))
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(view_seed(id, view, self.seed))
+        try:
+            if isinstance(self.augmented, Resized):
+                return _pixels(self.augmented(photo))
+            return _pixels(self.augmented(photo.decode()[0] if isinstance(photo, Photo) else photo))
+        finally:
+            torch.set_rng_state(state)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """uint8 [3, S, S]; convolutions want channels last in memory, as Pillow has them."""
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, 3).permute(2, 0, 1)
+
+
+def stack(views: Sequence[Tensor]) -> Tensor:
+    """[3, S, S] each → [B, 3, S, S], channels last in memory as they are, so that it takes no shuffling."""
+    return torch.stack([view.permute(1, 2, 0) for view in views]).permute(0, 3, 1, 2)
+
+
+def view_seed(id: str, view: int, seed: int) -> int:
+    """63 bits that any machine computes alike."""
+    digest = hashlib.blake2b(f"{seed}/{view}/{id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def normalise(pixels: Tensor, preprocess: dict[str, Any]) -> Tensor:
+    """uint8 [B, 3, S, S] → float32, with the teacher's mean and std; on the device, where a byte is cheap to bring."""
+    mean = torch.tensor(preprocess["mean"], device=pixels.device).view(3, 1, 1)
+    std = torch.tensor(preprocess["std"], device=pixels.device).view(3, 1, 1)
+    floats = pixels.to(torch.float32, memory_format=torch.channels_last)  # convolutions run twice as fast on it
+    return floats.div_(255).sub_(mean).div_(std)

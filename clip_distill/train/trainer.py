@@ -1,0 +1,128 @@
+"""Lightning's Trainer as `fit` sets it up: checkpoints, logs, and what a run cost."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from clip_distill.batches.datasets import Batch
+from clip_distill.system.allocator import most_resident_bytes
+
+if TYPE_CHECKING:
+    from clip_distill.recipe import Recipe
+
+SAVE_EVERY = timedelta(minutes=10)
+
+
+def quiet_lightning() -> None:
+    """Leave out an advertisement, a warning about Lightning's own code, and advice that was weighed here already."""
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(lambda record: "litlogger" not in record.getMessage())
+    for message in (
+        r".*LeafSpec",
+        r"The number of training batches",
+        r".*does not have many workers",
+        r"Found \d+ module\(s\) in eval mode",  # what is frozen, and the average
+    ):
+        warnings.filterwarnings("ignore", message, module=r"lightning\.")
+
+
+def make_trainer(recipe: Recipe, options: dict[str, Any], out: Path) -> tuple[Trainer, ModelCheckpoint, Cost]:
+    """Lightning's Trainer with the recipe's options, loggers and checkpoints below `out`."""
+    folder = out / "checkpoints"
+    # recall on the whole validation set chooses; in-batch accuracy would change with the batch size
+    best = ModelCheckpoint(
+        folder, "best", monitor="val/mean_recall", mode="max", save_weights_only=True, enable_version_counter=False
+    )
+    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    # an epoch may take hours: a kill should not cost more than this
+    between = ModelCheckpoint(folder, "last", train_time_interval=SAVE_EVERY, enable_version_counter=False)
+    cost = Cost()
+    callbacks: list[Callback] = [cost, best, last, between]
+    # the CSV logger empties its folder, so a resumed run logs beside what is there
+    version = f"resumed-{len(list((out / 'logs').glob('resumed-*'))) + 1}" if recipe.resume else ""
+    loggers: list[Logger] = [CSVLogger(out, "logs", version), TensorBoardLogger(out, "logs", version)]
+    if recipe.wandb:
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(WandbLogger(project=recipe.wandb, save_dir=out, name=out.name))
+    if options.get("logger") not in (None, True):
+        loggers = options["logger"]
+    if options.get("enable_progress_bar") is not False:
+        callbacks.append(RichProgressBar())
+    if loggers and not options.get("fast_dev_run"):
+        callbacks.append(LearningRateMonitor("step"))
+    given = options.get("callbacks") or []
+    callbacks += given if isinstance(given, list) else [given]
+    trainer = Trainer(**{**options, "callbacks": callbacks, "logger": loggers, "use_distributed_sampler": False})
+    return trainer, best, cost
+
+
+class Cost(Callback):
+    """Samples per second of training, loading included and validation left out, and peak memory; logged every epoch.
+
+    Attributes:
+        samples: Of all processes.
+        seconds: In which they were trained on.
+    """
+
+    def __init__(self) -> None:
+        self.samples, self.seconds = 0, 0.0
+        self._start_bytes = 0
+        self._since, self._pending = 0.0, 0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        with contextlib.suppress(OSError):  # Linux: forget the peak so far, of a teacher that is gone
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        self._start_bytes = int(psutil.Process().memory_info().rss)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, index: int
+    ) -> None:
+        self._pending += len(batch.rows) * trainer.world_size
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._count()
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._count()
+        module.log("train/samples_per_second", self.samples / max(self.seconds, 1e-9), rank_zero_only=True)
+        module.log("train/peak_memory_mb", self._peak_bytes() / 1e6, rank_zero_only=True)
+
+    def _count(self) -> None:
+        if self._pending:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.samples += self._pending
+            self.seconds += time.perf_counter() - self._since
+            self._pending = 0
+
+    def _peak_bytes(self) -> int:
+        return most_resident_bytes()
+
+    def __str__(self) -> str:
+        peak = self._peak_bytes()
+        gpu = f", {torch.cuda.max_memory_allocated() / 1e6:,.0f} MB on the GPU" if torch.cuda.is_available() else ""
+        return (
+            f"trained at {self.samples / max(self.seconds, 1e-9):,.0f} samples/s (validation left out); peak memory "
+            f"{peak / 1e6:,.0f} MB, {max(0, peak - self._start_bytes) / 1e6:,.0f} MB of it for training{gpu}"
+        )

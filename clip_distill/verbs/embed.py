@@ -1,0 +1,163 @@
+"""`clip-distill embed`: photos and captions through the teacher, once, into a store."""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from clip_distill.cli import parsing
+from clip_distill.corpus.layout import Sources
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from clip_distill.corpus.layout import Corpus
+    from clip_distill.store.build import EmbedParts
+    from clip_distill.store.embed import Runner
+    from clip_distill.store.table import Manifest
+    from clip_distill.system.remote import Location
+    from clip_distill.towers.spec import Tower
+
+Split = Literal["train", "val"]
+
+EXAMPLES = """\
+  # both towers, training and validation, from a folder in the documented layout
+  clip-distill embed --data DATA --teacher ViT-B-32/openai --store stores/b32
+  # a teacher of your own, four augmented views an image beside the plain one, on a GPU in half precision
+  clip-distill embed --data DATA --teacher local-dir:my_clip --store stores/mine --tower image \\
+    --views 5 --augment crop_flip --device cuda --precision fp16
+  # captions from a parquet file, photos from WebDataset shards
+  clip-distill embed --data DATA --teacher hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K --store stores/laion \\
+    --sources.train_captions '[captions.parquet]' --sources.train_images '[shards/{000..099}.tar]'
+  # N processes, on one machine or many with one file system or bucket (docs/clusters.md)
+  torchrun --nproc-per-node N --max-restarts 3 -m clip_distill embed …
+  # data and store in a bucket (pip install 'clip-distill[s3]'; AWS_ENDPOINT_URL names servers other than AWS)
+  clip-distill embed --data s3://bucket/data --teacher ViT-B-32/openai --store s3://bucket/store
+
+Running the same command again continues where it stopped, and adds what is new: photos
+(also those that could not be read before), captions, --views."""
+
+
+def embed(
+    data: str | None,
+    teacher: str,
+    store: str,
+    tower: Literal["image", "text", "both"] = "both",
+    split: Literal["train", "val", "both"] = "both",
+    views: int = 1,
+    augment: str = "none",
+    seed: int = 0,
+    batch_size: int = 64,
+    workers: int = 1,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    dtype: Literal["float16", "float32"] = "float16",
+    shard_rows: int = 8192,
+    sources: Sources = Sources(),  # noqa: B008 - frozen, so one instance serves all calls
+) -> None:
+    """Run the teacher once over photos and captions, and store its embeddings; training then never loads it.
+
+    Args:
+        data: Folder in the documented layout (image/, COCO/val2017/, COCO/annotations/, CC/).
+        teacher: ViT-B-32/openai, local-dir:PATH, hf-hub:ORG/REPO, transformers:PATH_OR_NAME, or module:Attr.
+        store: Folder to write, or a URL (s3://…); it gets one table per tower and split.
+        tower: Which of the teacher's towers to run; only one is in memory at a time.
+        split: Which part of the data; validation always gets one plain view.
+        views: Views per training image: one plain, the others augmented. A larger number adds views to a store.
+        augment: How views 1 and up are made: crop_flip, crop_flip_color, randaugment, original, or module:Attr.
+        seed: Of the augmented views.
+        batch_size: Views or captions per forward pass.
+        workers: Processes that decode images.
+        device: auto, cpu, cuda, cuda:1, mps.
+        precision: What the teacher computes in.
+        dtype: What is stored.
+        shard_rows: Images or captions per shard; a kill loses one shard at most.
+        sources: Other places for parts of the data.
+    """
+    from clip_distill.corpus.layout import scan
+    from clip_distill.store.embed import Runner
+    from clip_distill.store.table import Manifest, table_folder
+    from clip_distill.teachers import load_teacher
+    from clip_distill.towers.spec import TOWERS, pick_device
+
+    if views < 1 or (views > 1 and augment == "none"):
+        raise ValueError(
+            f"expected views ≥ 1, and an augmentation where views > 1; found views={views}, augment={augment!r}"
+        )
+    corpus = scan(data, sources)
+    for line in corpus.report.lines():
+        print(line)
+    splits: tuple[Split, ...] = ("train", "val") if split == "both" else (split,)
+    towers: tuple[Tower, ...] = TOWERS if tower == "both" else (tower,)
+    for each, part in itertools.product(towers, splits):
+        _items(corpus, each, part)  # a part that is missing should not wait for the teacher to end
+    for each in towers:
+        spec, module = load_teacher(teacher, each)
+        runner = Runner(spec, module, pick_device(device), precision, batch_size, workers)
+        for part in splits:
+            augmented = part == "train" and each == "image" and views > 1
+            made_by = Manifest(
+                tower=each,
+                split=part,
+                teacher=spec.teacher,
+                views=views if augmented else 1,
+                augment=augment if augmented else "none",
+                seed=seed if augmented else 0,
+                dtype=dtype,
+                precision=precision,
+            )
+            _embed_table(table_folder(store, each, part), made_by, corpus, runner, shard_rows)
+        del spec, module, runner  # before the next tower is loaded
+
+
+def _items(corpus: Corpus, tower: str, split: str) -> pa.Table:
+    """One row per photo, or per unique caption, of a split.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    import pyarrow as pa
+
+    data = corpus.train if split == "train" else corpus.val
+    return (
+        data.require_images() if tower == "image" else pa.table({"id": data.require_captions().column("text").unique()})
+    )
+
+
+def _embed_table(folder: Location, made_by: Manifest, corpus: Corpus, runner: Runner, shard_rows: int) -> None:
+    """Make one table, and say what it holds."""
+    from clip_distill.store.build import build_table, process_rank
+    from clip_distill.store.photos import readable, require_same_sizes
+    from clip_distill.store.table import MANIFEST, Store
+
+    items = _items(corpus, made_by.tower, made_by.split)
+    are_photos = made_by.tower == "image"
+    if are_photos and (folder / MANIFEST).is_file():
+        require_same_sizes(Store(folder), items)
+    try_again = readable if are_photos else None
+    table = build_table(folder, made_by, items, partial(_embed_with, runner), shard_rows, try_again)
+    if table is None:
+        rank, world = process_rank()
+        print(f"{folder}: process {rank} of {world} has written its shards; the last one to end finishes the table")
+        return
+    if made_by.views < table.manifest.views:
+        print(f"{folder}: has {table.manifest.views} views already, and keeps them; {made_by.views} asked for")
+    skipped = "".join(f", {count} skipped ({reason})" for reason, count in table.manifest.skipped.items())
+    print(f"{folder}: {len(table)} rows × {table.manifest.views} × {table.manifest.dim}{skipped}")
+
+
+def _embed_with(runner: Runner, made_by: Manifest) -> EmbedParts:
+    """The function that embeds what the manifest says."""
+    from clip_distill.pixels.views import Views
+    from clip_distill.store.embed import embed_images, embed_texts
+
+    title = f"{made_by.tower}s, {made_by.split}"
+    if made_by.tower == "text":
+        return partial(embed_texts, runner, title=title)
+    views = Views(made_by.teacher["preprocess"], made_by.augment, made_by.seed)
+    return partial(embed_images, runner, views=views, title=title)
+
+
+def main(argv: list[str]) -> None:
+    parsing.run("embed", embed, EXAMPLES, argv)
