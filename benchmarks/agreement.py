@@ -40,8 +40,9 @@ from clip_distill.pixels.photos import decode, read_bytes_of
 from clip_distill.store.ensemble import open_table
 from clip_distill.system.files import write_json
 from clip_distill.teachers import load_teacher
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.tokens.encode import tokenize
 from clip_distill.tokens.pruned import kept_ids, whole
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import Tower, TowerSpec
 from clip_distill.walkthrough.scenes import draw, sample_scenes
 

@@ -29,7 +29,8 @@ from parts import save_big_teacher
 from clip_distill.corpus.layout import scan
 from clip_distill.students import make_student
 from clip_distill.teachers import load_teacher
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.tokens.encode import tokenize
+from clip_distill.tokens.spec import TokenizerSpec
 
 RUNS = 12
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

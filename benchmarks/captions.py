@@ -28,7 +28,8 @@ from clip_distill.store.build import Part
 from clip_distill.store.embed import Runner, embed_texts
 from clip_distill.teachers import load_teacher
 from clip_distill.teachers.open_clip import create, split_name
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.tokens.encode import tokenize
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import pick_device
 
 Way = Callable[[pa.Array], NDArray[np.float32]]

@@ -24,12 +24,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from clip_distill.batches.workers import cores
 from clip_distill.corpus.layout import scan
 from clip_distill.pixels.photos import read_image
 from clip_distill.pixels.views import Views, normalise
 from clip_distill.store.build import Part
 from clip_distill.store.embed import ImageViews, Runner, embed_images
+from clip_distill.system.cores import cores
 from clip_distill.teachers import load_teacher
 from clip_distill.towers.spec import pick_device
 

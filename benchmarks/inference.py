@@ -24,7 +24,7 @@ from clip_distill.benchmarking.report import add_speedups, machine, show
 from clip_distill.students.image import vit
 from clip_distill.students.text import transformer
 from clip_distill.system.files import write_json
-from clip_distill.tokens.encode import TokenizerSpec
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import Tower, TowerSpec, load_tower
 
 PREPROCESS = {"size": 224, "mode": "RGB", "mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}

@@ -20,9 +20,9 @@ from typing import Any
 import psutil
 from parts import make_part
 
-from clip_distill.planning.memory import PeakMemory
 from clip_distill.planning.report import duration, size
 from clip_distill.system.files import read_json
+from clip_distill.system.processes import PeakMemory
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # its neighbours
 
 from timed import Job, say, train
 
-from clip_distill.planning.memory import in_own_process
+from clip_distill.system.processes import in_own_process
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from clip_distill.pixels.views import Views, normalise
 from clip_distill.students import make_student
 from clip_distill.students.layers import freeze, recompute
 from clip_distill.teachers import load_teacher
-from clip_distill.tokens.encode import TokenizerSpec
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import Tower
 
 D, END = 256, 49407

@@ -143,7 +143,7 @@ def assembled(job: Job) -> tuple[Any, Any, Any]:
     """The recipe, its module and its data, as `fit` makes them."""
     from clip_distill.recipe import Loader, Loss, Recipe, Student
     from clip_distill.train.assemble import assemble
-    from clip_distill.verbs.fit import online_target
+    from clip_distill.train.begin import online_target
 
     original = job.mode == "original"
     recipe = Recipe(
@@ -179,8 +179,8 @@ def train(job: Job) -> float:
     """Samples per second of `fit`'s own Trainer, from the first step after `WARM` to the end of the last one."""
     import lightning as L
 
+    from clip_distill.train.settings import TRAINER_DEFAULTS
     from clip_distill.train.trainer import make_trainer, quiet_lightning
-    from clip_distill.verbs.fit import TRAINER_DEFAULTS
 
     class Clock(L.Callback):
         seen, began, ended = 0, 0.0, 0.0

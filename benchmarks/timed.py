@@ -47,13 +47,13 @@ class Job:
 def train(job: Job) -> dict[str, Any]:
     """Measure, train and validate, in this process."""
     from clip_distill.towers.spec import count_parameters
+    from clip_distill.train.settings import fit_parser, to_recipe
     from clip_distill.train.trainer import quiet_lightning
-    from clip_distill.verbs import fit
 
     quiet_lightning()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    parser = fit.parser()
-    recipe, options = fit.to_recipe(parser, parser.parse_object(job.recipe))
+    parser = fit_parser()
+    recipe, options = to_recipe(parser, parser.parse_object(job.recipe))
     recipe.loader.val_batch_size = recipe.loader.batch_size  # no more memory than training takes
     rate = measure_rate(recipe, options, job.calibration)
     gc.collect()  # its optimiser and workers
@@ -95,7 +95,7 @@ def build(recipe: Any) -> tuple[Any, Any]:
     from clip_distill.batches.features import pack_features
     from clip_distill.students.inherit import inherit
     from clip_distill.train.assemble import assemble
-    from clip_distill.verbs.fit import checked_teacher, online_target
+    from clip_distill.train.begin import checked_teacher, online_target
 
     online, teach = online_target(recipe)
     source = checked_teacher(recipe) if recipe.student.init == "teacher" else None
@@ -105,7 +105,7 @@ def build(recipe: Any) -> tuple[Any, Any]:
         inherit(module.spec, module.student, *source, recipe.student.select)
     module.prepare(recipe)
     if recipe.loader.features is not None:
-        pack_features(recipe.loader.features, module, data)
+        pack_features(recipe.loader.features, module.spec, module.student, data)
     return module, data
 
 

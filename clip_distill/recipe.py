@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from clip_distill.corpus.layout import Sources
+from clip_distill.system.errors import InvalidValue
 
 
 @dataclass
@@ -185,24 +186,26 @@ class Recipe:
         if self.tower == "both":
             self._check_both()
         elif (self.image_student, self.text_student, self.loss.between) != (None, None, Loss().between):
-            raise ValueError(
+            raise InvalidValue(
                 f"image_student, text_student and loss.between: expected --tower both, found {self.tower}, which "
                 "trains one new student. Give --tower both, or leave them out"
             )
         if self.mixup and self.tower == "text":
-            raise ValueError("mixup: expected --tower image, found text: tokens can't be mixed. Leave --mixup out")
+            raise InvalidValue("mixup: expected --tower image, found text: tokens can't be mixed. Leave --mixup out")
         if self.student.word_dropout and self.tower == "image":
-            raise ValueError("student.word_dropout: expected --tower text, found image, which reads no words")
+            raise InvalidValue("student.word_dropout: expected --tower text, found image, which reads no words")
         if self.tower == "image" and (self.translations is not None or self.student.tokenizer is not None):
-            raise ValueError("translations and student.tokenizer: expected --tower text, found image, which reads none")
+            raise InvalidValue(
+                "translations and student.tokenizer: expected --tower text, found image, which reads none"
+            )
         if self.translations is not None and self.target == "online":
-            raise ValueError(
+            raise InvalidValue(
                 "translations: expected --target stored, found online, which would show the teacher the translations"
             )
         if self.student.probe and self.target == "online":
-            raise ValueError("student.probe: expected --target stored, found online. Leave it out")
+            raise InvalidValue("student.probe: expected --target stored, found online. Leave it out")
         if self.student.tokenizer is not None and self.student.vocabulary == "corpus":
-            raise ValueError(
+            raise InvalidValue(
                 "student.vocabulary corpus keeps a part of the teacher's tokenizer: expected no --student.tokenizer "
                 f"beside it, found {self.student.tokenizer!r}"
             )
@@ -216,7 +219,7 @@ class Recipe:
         }
         for name, (fits, expected, found) in ranges.items():
             if not fits:
-                raise ValueError(f"{name}: expected {expected}, found {found}")
+                raise InvalidValue(f"{name}: expected {expected}, found {found}")
 
     def _check_both(self) -> None:
         """Two students that are there already, and nothing that is for a new one, or for one tower.
@@ -226,7 +229,7 @@ class Recipe:
         """
         for name in ("image_student", "text_student"):
             if getattr(self, name) is None:
-                raise ValueError(
+                raise InvalidValue(
                     f"--tower both trains two students together: expected --{name} RUN, a folder that fit wrote, found "
                     "none. Distil each tower first (--tower image, --tower text)"
                 )
@@ -241,16 +244,11 @@ class Recipe:
             "optimizer.layer_decay": self.optimizer.layer_decay != 1,
         }
         if found := [name for name, given in refused.items() if given]:
-            raise ValueError(
+            raise InvalidValue(
                 f"--tower both: expected the two students as they are, stored targets and whole photos, found "
                 f"{', '.join(found)}. Leave it out. To freeze, name modules: --student.freeze '[image]' keeps all "
                 "of the image student"
             )
-
-    def of_one(self, tower: Literal["image", "text"]) -> Recipe:
-        """This recipe for one of its towers, of tower both."""
-        loss = replace(self.loss, between=Loss().between)
-        return replace(self, tower=tower, image_student=None, text_student=None, loss=loss)
 
     @property
     def one(self) -> Literal["image", "text"]:
@@ -260,5 +258,5 @@ class Recipe:
             ValueError: It is both.
         """
         if self.tower == "both":
-            raise ValueError("expected --tower image or text, found both")
+            raise InvalidValue("expected --tower image or text, found both")
         return self.tower

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from clip_distill.cli import main as cli
 from clip_distill.students.image import vit
 from clip_distill.students.text import transformer
+from clip_distill.system.talk import to_console
 from clip_distill.teachers import load_teacher
-from clip_distill.tokens.encode import TokenizerSpec
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import save_tower
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
@@ -58,6 +59,12 @@ def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLIP_DISTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lines_on_standard_output() -> None:
+    """What the package says is printed, as the command line does."""
+    to_console()
 
 
 @pytest.fixture(scope="session")

@@ -13,15 +13,15 @@ from clip_distill.recipe import Recipe
 from clip_distill.students import make_student
 from clip_distill.towers.spec import count_parameters
 from clip_distill.train.assemble import make_objective
-from clip_distill.verbs import fit
+from clip_distill.train.settings import fit_parser, to_recipe
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
 
 
 def read(path: Path) -> tuple[Recipe, dict[str, Any]]:
-    parser = fit.parser()
-    return fit.to_recipe(parser, parser.parse_args(["--recipe", str(path)]))
+    parser = fit_parser()
+    return to_recipe(parser, parser.parse_args(["--recipe", str(path)]))
 
 
 def test_there_are_recipes_for_both_towers() -> None:

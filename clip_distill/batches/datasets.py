@@ -1,36 +1,32 @@
 """Batches for training and validation: (view or caption, stored teacher embedding), joined by id.
 
-A dataset's item is a whole batch: the sampler names its rows and views (`data.order`).
+A dataset's item is a whole batch: the sampler names its rows and views (`batches.order`).
 Shapes: N rows, B batch, L tokens of the batch's longest caption, S image side, D embedding.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import lightning as L
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from clip_distill.batches.order import EpochBatches, InOrder, Items
+from clip_distill.batches.order import Items
 from clip_distill.batches.packed import Packed
-from clip_distill.batches.workers import measure
-from clip_distill.corpus.report import say
 from clip_distill.pixels.photos import BadImage, Photo, digest_of, read_bytes_of
 from clip_distill.pixels.views import Views, stack
 from clip_distill.store.table import Store
-from clip_distill.tokens.encode import Ragged
+from clip_distill.system.errors import InvalidValue
+from clip_distill.tokens.ragged import Ragged
 
 if TYPE_CHECKING:
-    from clip_distill.batches.photo_captions import PhotoCaptions
+    pass
 
 
 class Batch(NamedTuple):
@@ -53,7 +49,7 @@ class Images(Dataset[Batch]):
     """Views of photos, with the stored embedding of the same view.
 
     Args:
-        images: Table of `data.layout`, one row per photo, N rows.
+        images: Table of `corpus.layout`, one row per photo, N rows.
         views: Renders the student's pixels.
         store: Teacher embeddings; None for online targets. Each photo must be the one that the teacher saw.
         store_rows: [N] where each photo is in the store.
@@ -111,7 +107,7 @@ class Images(Dataset[Batch]):
 
 @contextmanager
 def photo_of(record: dict[str, Any], digest: int | None = None) -> Iterator[tuple[Photo, str]]:
-    """The photo of a row of `data.layout` and its id, to be decoded within; it must have this digest if one is known.
+    """The photo of a row of `corpus.layout` and its id, to be decoded within; it must have this digest if one is known.
 
     Raises:
         ValueError: It could be read when the store was made and can't be now, or was never asked for (teacher online);
@@ -120,14 +116,14 @@ def photo_of(record: dict[str, Any], digest: int | None = None) -> Iterator[tupl
     try:
         content = read_bytes_of(record["path"], record["offset"], record["size"])
         if digest is not None and (found := digest_of(content)) != digest:
-            raise ValueError(
+            raise InvalidValue(
                 f"{record['path']}: expected the photo {record['id']!r} that the store's embedding is of (digest "
                 f"{digest:016x}), found another one under its id (digest {found:016x}). Bring the old photo back, or "
                 "run `clip-distill embed` on this data with another --store"
             )
         yield Photo(content), record["id"]
     except BadImage as error:
-        raise ValueError(
+        raise InvalidValue(
             f"{record['path']}: expected the photo {record['id']!r}, found: {error.reason}. Put the photo back, "
             "or take it out of the data folder and go on with --resume true"
         ) from error
@@ -177,122 +173,3 @@ def stored(
     if store is None or store_rows is None:
         return None
     return torch.from_numpy(store.embeddings(store_rows[rows], views)).float()
-
-
-class ResumableLoader(DataLoader[Batch]):
-    """A loader that knows its place within an epoch.
-
-    It follows Lightning's `state_dict` protocol; but Lightning 2.6 does not hand the state back where a schedule asked
-    for the number of steps first, so `DistillData` saves and restores the same place as well.
-    """
-
-    sampler: EpochBatches
-    yielded = 0
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch's own iterator type is private
-        self.yielded = self.sampler.skip
-        for batch in super().__iter__():
-            self.yielded += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"batches": self.yielded % max(1, len(self))}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.sampler.skip = state["batches"]
-
-
-@dataclass(frozen=True)
-class LoaderOptions:
-    """Batch sizes, and the number of worker processes; None has it measured."""
-
-    batch_size: int
-    val_batch_size: int
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        if min(self.batch_size, self.val_batch_size) < 1 or (self.workers or 0) < 0:
-            raise ValueError(f"expected batch sizes of 1 or more and 0 or more workers, found {self}")
-
-
-class DistillData(L.LightningDataModule):
-    """The two loaders.
-
-    Args:
-        train: Training dataset.
-        val: Validation dataset, one row per photo or unique caption.
-        views: Stored views to choose from; 0 for a fresh one each epoch.
-        options: Batch sizes and workers.
-        seed: Of the batch order.
-    """
-
-    def __init__(
-        self,
-        train: Images | Captions | PhotoCaptions,
-        val: Images | Captions,
-        views: int,
-        options: LoaderOptions,
-        seed: int,
-    ) -> None:
-        super().__init__()
-        self.train, self.val, self.views, self.options, self.seed = train, val, views, options, seed
-        self._loader: ResumableLoader | None = None
-        self._restored = {"batches": 0}
-        self._workers = options.workers
-
-    def order(self) -> EpochBatches:
-        size, lengths = self.options.batch_size, lengths_of(self.train)
-        return EpochBatches(len(self.train), size, self.views, self.seed, *self._place(), lengths)
-
-    def train_dataloader(self) -> ResumableLoader:
-        self._loader = ResumableLoader(self.train, sampler=self.order(), **self._loader_arguments())
-        self._loader.load_state_dict(self._restored)
-        self._restored = {"batches": 0}  # of one epoch alone, should Lightning ask for another loader
-        return self._loader
-
-    def state_dict(self) -> dict[str, int]:
-        return self._loader.state_dict() if self._loader is not None else self._restored
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._restored = state
-
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        return self.in_order(self.val, self._loader_arguments())
-
-    def in_order(self, rows: Images | Captions, arguments: dict[str, Any]) -> DataLoader[Batch]:
-        """A loader of a validation set."""
-        sampler = InOrder(len(rows), self.options.val_batch_size, *self._place(), lengths_of(rows))
-        return DataLoader(rows, sampler=sampler, **arguments)
-
-    def _place(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-
-    def _loader_arguments(self) -> dict[str, Any]:
-        if self._workers is None:
-            self._workers = self.chosen_workers()
-        return {
-            "batch_size": None,  # a dataset's item is a batch already
-            "num_workers": self._workers,
-            "persistent_workers": self._workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
-
-    def chosen_workers(self) -> int:
-        train = self.train
-        if not isinstance(train, Images) or train.packed is not None:
-            return 0
-        if self.trainer is None:
-            return default_workers()
-        choice = measure(train, 0 if self.views == 1 else 1, self.options.batch_size, self.trainer)
-        say(str(choice))
-        return choice.workers
-
-
-def default_workers() -> int:
-    """For photos, where nothing is measured: all cores but one, 8 at most."""
-    return min(8, max(1, (os.cpu_count() or 1) - 1))
-
-
-def lengths_of(dataset: Images | Captions | PhotoCaptions) -> NDArray[np.int64] | None:
-    """[N] tokens of each caption; None for photos, and pairs."""
-    return dataset.tokens.lengths if isinstance(dataset, Captions) else None

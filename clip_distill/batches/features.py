@@ -1,6 +1,6 @@
 """Features: what a student's frozen first stages make of each view, computed once.
 
-They give the same for the same view in every epoch, so they are packed like photos (`data.packed`), in float16.
+They give the same for the same view in every epoch, so they are packed like photos (`batches.packed`), in float16.
 Shapes: V views, S image side, s and C side and channels of a feature map.
 """
 
@@ -15,12 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clip_distill.batches.datasets import DistillData, Images
-from clip_distill.batches.packed import Contents, made_from, pack
+from clip_distill.batches.datasets import Images
+from clip_distill.batches.loader import DistillData
+from clip_distill.batches.pack import made_from, pack
+from clip_distill.batches.packed import Contents
 from clip_distill.pixels.views import normalise
 from clip_distill.store.arrays import raw
 from clip_distill.students.cut import CutBackbone
-from clip_distill.train.distill import Distiller
+from clip_distill.system.errors import InvalidValue
+from clip_distill.towers.spec import TowerSpec
 
 
 class Front:
@@ -63,27 +66,28 @@ class Render:
         return self.front(self.images.render(row, views))
 
 
-def pack_features(folder: str, module: Distiller, data: DistillData) -> None:
+def pack_features(folder: str, spec: TowerSpec, student: nn.Module, data: DistillData) -> None:
     """Have both data sets read from packed features below a folder, made where they are not there yet.
 
     They are made on the CPU, in one process for each core.
 
     Args:
         folder: Of both copies.
-        module: What trains; `prepare` was called, so it reads features.
+        spec: What the student is.
+        student: What trains; `skip_frozen` was called on it.
         data: What it trains on.
 
     Raises:
         ValueError: Targets are not stored: every epoch has new views.
         StoreError: The folder holds features of something else, or the disk has not enough room.
     """
-    student, train, val = module.student, data.train, data.val
+    train, val = data.train, data.val
     assert isinstance(student, CutBackbone)
     assert isinstance(train, Images)
     assert isinstance(val, Images)
     if not data.views:
-        raise ValueError("loader.features: expected stored targets, found --target online, with new views each epoch")
-    front = Front(student, module.spec.preprocess)
+        raise InvalidValue("loader.features: expected stored targets, found --target online, with new views each epoch")
+    front = Front(student, spec.preprocess)
     weights = front.digest
     for name, images, views in (("train", train, data.views), ("val", val, 1)):
         blank = torch.zeros(1, 3, images.views.height, images.views.width, dtype=torch.uint8)

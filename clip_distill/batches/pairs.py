@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clip_distill.corpus.report import say
+from clip_distill.corpus.pairs import joined, places
 from clip_distill.store.table import Store
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.talk import say
 from clip_distill.towers.spec import Tower
 
 
@@ -68,7 +70,7 @@ def find_pairs(tower: Tower, ids: pa.Array | pa.ChunkedArray, captions: pa.Table
     own, other = ("image_id", "text") if tower == "image" else ("text", "image_id")
     both = joined(places(captions.column(own), ids), store.find(captions.column(other)))
     if not len(both):
-        raise ValueError(
+        raise InvalidValue(
             f"icl, pair_affinity: expected training captions of training photos, both in the store, found none of "
             f"{len(captions)} (captions in a TSV without image names belong to no photo). Leave these losses out"
         )
@@ -77,15 +79,3 @@ def find_pairs(tower: Tower, ids: pa.Array | pa.ChunkedArray, captions: pa.Table
         what = "photos have no caption" if tower == "image" else "captions have no photo"
         say(f"{lacking:,} of {len(ids):,} training {what}: losses on pairs leave them out")
     return Pairs(store, both[:, 1], np.cumsum([0, *counts]), seed)
-
-
-def places(needles: pa.ChunkedArray, ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
-    """Where each needle is among the ids, -1 for nowhere; a null is nowhere."""
-    known = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
-    found = pc.index_in(needles.cast(known.type), value_set=known)
-    return np.asarray(found.fill_null(-1)).astype(np.int64)
-
-
-def joined(mine: NDArray[np.int64], theirs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[P, 2] of two places each [C], in order and each once; without those of which one is nowhere, -1."""
-    return np.unique(np.stack([mine, theirs], axis=1)[(mine >= 0) & (theirs >= 0)], axis=0)

@@ -12,12 +12,13 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from clip_distill.batches.datasets import Batch, Captions, DistillData, Images, LoaderOptions, default_workers
+from clip_distill.batches.datasets import Batch, Captions, Images
 from clip_distill.batches.order import Items
-from clip_distill.batches.pairs import joined, places
-from clip_distill.corpus.report import say
+from clip_distill.corpus.pairs import joined, places
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.talk import say
 
 
 class PairBatch(NamedTuple):
@@ -71,40 +72,10 @@ def couple(images: Images, captions: Captions, table: pa.Table) -> PhotoCaptions
     texts = captions.store.ids.take(pa.array(captions.store_rows))
     pairs = joined(places(table.column("image_id"), images.images.column("id")), places(table.column("text"), texts))
     if not len(pairs):
-        raise ValueError(
+        raise InvalidValue(
             f"tower both: expected training captions of training photos, both in the store, found none of {len(table)} "
             "(captions in a TSV without image names belong to no photo). Train the towers one at a time"
         )
     photos, texts_used = (len(np.unique(column)) for column in pairs.T)
     say(f"train: {len(pairs):,} pairs of {photos:,} photos and {texts_used:,} captions")
     return PhotoCaptions(images, captions, pairs)
-
-
-class PairData(DistillData):
-    """The loader of pairs, and two for validation: of all photos, and of all captions.
-
-    Pairs are not batched by their captions' length, as captions alone are: the photos cost more than the padding, and
-    losses between the pairs of a batch want it to be a random one.
-
-    Args:
-        train: Pairs.
-        val: Validation photos, and unique validation captions.
-        views: Stored views to choose from.
-        options: Batch sizes and workers.
-        seed: Of the batch order.
-    """
-
-    def __init__(
-        self, train: PhotoCaptions, val: tuple[Images, Captions], views: int, options: LoaderOptions, seed: int
-    ) -> None:
-        super().__init__(train, val[0], views, options, seed)
-        self._photos, self._val = train.images, val
-
-    def val_dataloader(self) -> list[DataLoader[Batch]]:
-        photos, captions = self._val
-        arguments = self._loader_arguments()
-        no_workers = {"num_workers": 0, "persistent_workers": False}  # tokens are there already
-        return [self.in_order(photos, arguments), self.in_order(captions, arguments | no_workers)]
-
-    def chosen_workers(self) -> int:
-        return 0 if self._photos.packed is not None else default_workers()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_distill.pixels.views import normalise
+from clip_distill.system.cores import cores
 
 if TYPE_CHECKING:
     from clip_distill.batches.datasets import Images
@@ -146,11 +146,6 @@ def step_seconds(
             if taken > STEP_SECONDS or size >= batch_size:
                 return taken / size
             size = min(4 * size, batch_size)
-
-
-def cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cores_for(processes: int, device: torch.device) -> int:

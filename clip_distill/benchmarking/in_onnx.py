@@ -12,6 +12,7 @@ import onnxruntime
 
 from clip_distill.benchmarking.job import Array, Job, Started, warm_up
 from clip_distill.system.allocator import most_resident_bytes
+from clip_distill.system.errors import InvalidValue
 
 
 def start(job: Job) -> Started:
@@ -41,6 +42,6 @@ def providers(device: str) -> list[str | tuple[str, dict[str, str]]]:
     kind, _, number = device.partition(":")
     if kind == "cuda":
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            raise ValueError("onnxruntime has no CUDA here: pip install onnxruntime-gpu in its place")
+            raise InvalidValue("onnxruntime has no CUDA here: pip install onnxruntime-gpu in its place")
         return [("CUDAExecutionProvider", {"device_id": number or "0"})]
     return ["CPUExecutionProvider"]

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from clip_distill.benchmarking.job import Array, Case
 from clip_distill.corpus.layout import Sources, Split, scan
 from clip_distill.pixels.views import Views, normalise
 from clip_distill.store.embed import ImageViews
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.talk import progress
+from clip_distill.tokens.encode import tokenize
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import TowerSpec
 
 WORDS = (
@@ -78,10 +80,10 @@ class Inputs:
         table = self.split.require_images()
         chosen = table.take(_spread(len(table), self.rows))
         dataset = ImageViews(chosen, Views(spec.preprocess), 1)
-        items = (dataset[row][1] for row in tqdm(range(len(dataset)), desc="photos", delay=2))
+        items = (dataset[row][1] for row in progress(range(len(dataset)), desc="photos"))
         views = [views for views in items if isinstance(views, Tensor)]
         if not views:
-            raise ValueError(f"none of {len(chosen)} validation photos can be read")
+            raise InvalidValue(f"none of {len(chosen)} validation photos can be read")
         return normalise(torch.cat(views), spec.preprocess)
 
     def captions(self) -> list[str]:

@@ -18,12 +18,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm.auto import tqdm
 
 from clip_distill.benchmarking.inputs import Inputs
 from clip_distill.benchmarking.job import Array, Case, Job
 from clip_distill.benchmarking.variant import Variant
 from clip_distill.evaluation.recall import neighbour_overlap
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.talk import progress
 from clip_distill.towers.spec import WEIGHTS_FILE, TowerSpec, count_parameters, save_tower
 
 Runtime = Literal["eager", "compile", "onnx", "onnx-int8"]
@@ -56,12 +57,12 @@ class Settings:
             ImportError: onnx or onnxruntime is asked for, and missing.
         """
         if "eager" not in self.runtimes:
-            raise ValueError(
+            raise InvalidValue(
                 f"expected eager among the runtimes, since it is what others are compared with, found "
                 f"{list(self.runtimes)}"
             )
         if not self.batch_sizes or min(*self.batch_sizes, self.threads, self.repeats) < 1 or self.tokens < 2:
-            raise ValueError(
+            raise InvalidValue(
                 "expected batch sizes, threads and repeats of 1 or more and tokens of 2 or more, found "
                 f"{list(self.batch_sizes)}, {self.threads}, {self.repeats} and {self.tokens}"
             )
@@ -98,7 +99,7 @@ def measure(subjects: Iterable[Subject], inputs: Inputs, settings: Settings) -> 
         running = [variant for _, variant, _ in entries if variant is not None]
         turns = [case for variant in running for case in variant.rounds]
         rounds = -(-settings.repeats // PASSES)
-        with tqdm(total=rounds * len(turns), desc="time", unit=" turns", delay=2) as bar:
+        with progress(total=rounds * len(turns), desc="time", unit=" turns") as bar:
             for number in range(rounds):
                 for variant in running:
                     for case in variant.rounds:
@@ -123,7 +124,7 @@ def _start(
     entries: list[tuple[dict[str, Any], Variant | None, dict[Case, int]]] = []
     expected: Array | None = None
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    with tqdm(total=len(settings.runtimes), delay=2) as bar:
+    with progress(total=len(settings.runtimes)) as bar:
         for runtime in sorted(settings.runtimes, key=RUNTIMES.index):
             bar.set_description(f"start {spec.tower} {subject.role}, {runtime}")
             record = shared | {"runtime": runtime}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+
+from clip_distill.system.report import Report
 
 MIN_WIDTH = 118  # in a narrower console the table would lose digits
 
@@ -58,9 +61,26 @@ def add_speedups(records: list[dict[str, Any]]) -> None:
                 case["speedup"], case["speedup_quartiles"] = middle, [low, high]
 
 
-def show(report: dict[str, Any], console: Console | None = None) -> None:
-    """Print the report of `clip_distill.verbs.benchmark.benchmark`."""
-    console = console or Console()
+@dataclass(frozen=True)
+class BenchmarkReport(Report):
+    """What `benchmark` found: `print(report)` is the table, `report.to_dict()` has every number.
+
+    Args:
+        chart: Where the picture is, if one was drawn.
+    """
+
+    chart: str | None = None
+
+    def show(self, console: Console | None = None) -> None:
+        console = console or Console()
+        show(self.numbers, console)
+        for what, place in (("every number", self.saved), ("the chart", self.chart)):
+            if place is not None:
+                console.print(f"{what}: {place}", highlight=False, soft_wrap=True)
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print the table."""
     console.width = max(console.width, MIN_WIDTH)
     how, settings = report["machine"], report["settings"]
     cpu = f"{how['cores']} cores of {how['cpu']}, load average {how['load_average']}"

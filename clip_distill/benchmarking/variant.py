@@ -10,7 +10,8 @@ from multiprocessing import get_context
 from typing import Any, TypeVar
 
 from clip_distill.benchmarking.job import Case, Job, Started, end_with_parent, take_turn
-from clip_distill.planning.memory import environment
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.processes import environment
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ class Variant:
         try:
             return self._pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:
-            raise ValueError("its process was killed, most likely for want of memory") from error
+            raise InvalidValue("its process was killed, most likely for want of memory") from error
 
 
 def _start_of(job: Job) -> Callable[[Job], Started]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import logging
 import os
 import sys
 
@@ -20,7 +20,7 @@ VERBS = {
     "quickstart": "the whole way in minutes, on sample data or on yours",
 }
 
-USAGE = """usage: clip-distill VERB [options]
+USAGE = """usage: clip-distill [--quiet | --verbose] VERB [options]
 
 Distil a CLIP-like teacher into a small image or text encoder, one tower at a time.
 
@@ -28,18 +28,26 @@ Distil a CLIP-like teacher into a small image or text encoder, one tower at a ti
 
 The usual way, one line a step (`clip-distill VERB --help` explains each):
   clip-distill embed --data DATA --teacher ViT-B-32/openai --store stores/b32
-  clip-distill fit --recipe recipes/flickr8k_text.yaml --data DATA --store stores/b32 --out runs/text
+  clip-distill fit --recipe flickr8k_text --data DATA --store stores/b32 --out runs/text
   clip-distill evaluate --data DATA --store stores/b32 --text_student runs/text
   clip-distill export --store stores/b32 --text_student runs/text --out exported
 
+  --quiet      results and warnings alone
+  --verbose    with a traceback for every error, and all that Lightning says
+  --version    the version
+Colours and bars are for terminals; NO_COLOR=1 leaves out the colours there, too.
+
 See it work first, offline: clip-distill quickstart
 """
+LOUDNESS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `clip-distill` command; known errors end as one message and exit code 1."""
-    argv = sys.argv[1:] if argv is None else argv
-    verb = argv[0] if argv else "--help"
+    words = list(sys.argv[1:] if argv is None else argv)
+    chosen = [word for word in words if word in LOUDNESS]
+    words = [word for word in words if word not in LOUDNESS]
+    verb = words[0] if words else "--help"
     if verb in ("-h", "--help"):
         print(USAGE.format(verbs="\n".join(f"  {name:<11} {text}" for name, text in VERBS.items())))
         return
@@ -52,13 +60,18 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"clip-distill: unknown verb {verb!r}: expected one of {', '.join(VERBS)}")
     keep_memory()
     wait_shortly()  # a verb's module loads torch
-    module = importlib.import_module(f"clip_distill.verbs.{verb}")
+    from clip_distill.system.talk import to_console
+    from clip_distill.verbs import run
+
+    to_console(LOUDNESS[chosen[-1]] if chosen else logging.INFO)
+    verbose = "--verbose" in chosen or bool(os.environ.get("CLIP_DISTILL_TRACEBACK"))
     try:
-        module.main(argv[1:])
+        run(verb, words[1:])
     except Exception as error:
         # known by its name: importing Lightning to name a mistake in its arguments would take seconds
         lightnings_own = type(error).__name__ == "MisconfigurationException"
+        # those of the package, and of the libraries that it calls with what the user gave
         known = isinstance(error, (ValueError, OSError, ImportError)) or lightnings_own
-        if not known or os.environ.get("CLIP_DISTILL_TRACEBACK"):
+        if not known or verbose:
             raise
-        sys.exit(f"clip-distill {verb}: {error}\n(set CLIP_DISTILL_TRACEBACK=1 for where it was raised)")
+        sys.exit(f"clip-distill {verb}: {error}\n(--verbose shows where it was raised)")

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from clip_distill.corpus.report import Skips
 from clip_distill.corpus.shards import shard_captions
+from clip_distill.system.errors import InvalidValue
 from clip_distill.system.paths import open_binary, suffix
 
 CAPTION_COLUMNS = ("caption", "text", "title")
@@ -54,7 +55,9 @@ def read_captions(path: str, caption_column: str | None, image_column: str | Non
     elif extension == ".tar":
         rows = shard_captions(path, skips)
     else:
-        raise ValueError(f"{path}: expected a caption file ({', '.join(FORMATS)}), found {extension or 'no extension'}")
+        raise InvalidValue(
+            f"{path}: expected a caption file ({', '.join(FORMATS)}), found {extension or 'no extension'}"
+        )
     return _clean(path, rows, skips)
 
 
@@ -90,11 +93,11 @@ def _read_coco(path: str, skips: Skips) -> Iterator[RawRow]:
         try:
             content = json.load(io.TextIOWrapper(file, "utf-8-sig"))
         except ValueError as error:  # bad JSON, or bad UTF-8
-            raise ValueError(f"{path}: expected COCO captions in JSON, found broken JSON: {error}") from error
+            raise InvalidValue(f"{path}: expected COCO captions in JSON, found broken JSON: {error}") from error
     parts = [content.get(key) for key in ("images", "annotations")] if isinstance(content, dict) else [None]
     if not all(isinstance(part, list) for part in parts):
         keys = ", ".join(map(repr, content)) or "no keys" if isinstance(content, dict) else type(content).__name__
-        raise ValueError(
+        raise InvalidValue(
             f'{path}: expected COCO captions, {{"images": [{{"id", "file_name"}}, …], "annotations": '
             f'[{{"image_id", "caption"}}, …]}}, found {keys}'
         )
@@ -144,7 +147,7 @@ def _read_csv(path: str, caption_column: str | None, image_column: str | None, s
         try:
             header = next(csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline="")), [])
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path}: expected a CSV in UTF-8, found: {error}") from error
+            raise InvalidValue(f"{path}: expected a CSV in UTF-8, found: {error}") from error
     caption, image = _pick_columns(path, header, caption_column, image_column)
     columns = [str(number) for number in range(len(header))]  # a header may repeat a name
 
@@ -166,7 +169,7 @@ def _read_csv(path: str, caption_column: str | None, image_column: str | None, s
             yield from _rows(batches, 0, None if image is None else 1)
         except pa.ArrowInvalid as error:
             if "Empty CSV" not in str(error):
-                raise ValueError(f"{path}: expected a CSV in UTF-8, found: {error}") from error
+                raise InvalidValue(f"{path}: expected a CSV in UTF-8, found: {error}") from error
 
 
 def _read_parquet(path: str, caption_column: str | None, image_column: str | None) -> Iterator[RawRow]:
@@ -174,13 +177,13 @@ def _read_parquet(path: str, caption_column: str | None, image_column: str | Non
         try:
             table = pq.ParquetFile(file)
         except pa.ArrowInvalid as error:
-            raise ValueError(f"{path}: expected a parquet file, found: {error}") from error
+            raise InvalidValue(f"{path}: expected a parquet file, found: {error}") from error
         names = table.schema_arrow.names
         caption, image = _pick_columns(path, names, caption_column, image_column)
         for column in [caption] + ([image] if image is not None else []):
             kind = table.schema_arrow.field(column).type
             if not _is_text(kind):
-                raise ValueError(f"{path}: expected column {names[column]!r} to hold text, found {kind}")
+                raise InvalidValue(f"{path}: expected column {names[column]!r} to hold text, found {kind}")
         columns = [names[caption]] + ([names[image]] if image is not None else [])
         yield from _rows(table.iter_batches(columns=columns), columns[0], columns[1] if image is not None else None)
 
@@ -213,7 +216,7 @@ def _pick_columns(
     """Positions of the caption's and the photo's columns."""
     caption = _find_column(path, header, caption_column, CAPTION_COLUMNS, "caption_column")
     if caption is None:
-        raise ValueError(
+        raise InvalidValue(
             f"{path}: expected a column called {', '.join(CAPTION_COLUMNS)}, found {header or 'an empty file'}. "
             "Name the caption's column with --sources.caption_column"
         )
@@ -229,7 +232,7 @@ def _find_column(path: str, header: list[str], wanted: str | None, known: tuple[
     if wanted.isdecimal() and 1 <= int(wanted) <= len(header):
         return int(wanted) - 1
     found = ", ".join(map(repr, header)) if any(header) else f"{len(header)} columns without names"
-    raise ValueError(
+    raise InvalidValue(
         f"{path}: expected a column {wanted!r} (--sources.{option}, a name or a number from 1), found {found}"
     )
 

@@ -20,13 +20,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from clip_distill.corpus.captions import FORMATS, encodable, find_photos, read_captions, tidy_name
 from clip_distill.corpus.report import Report, Skips, SplitReport
 from clip_distill.corpus.shards import shard_images
 from clip_distill.pixels.photos import IMAGE_EXTENSIONS
 from clip_distill.system import paths
+from clip_distill.system.errors import InvalidValue, NotFound
+from clip_distill.system.talk import progress
 
 DEFAULTS = {
     "train_images": ("image", "images"),
@@ -93,9 +94,7 @@ class Split:
             FileNotFoundError: There are none; the message says where they were looked for.
         """
         if not self.images.num_rows:
-            raise FileNotFoundError(
-                f"expected photos ({', '.join(sorted(IMAGE_EXTENSIONS))}), found none: {self.images_sought}"
-            )
+            raise NotFound(f"expected photos ({', '.join(sorted(IMAGE_EXTENSIONS))}), found none: {self.images_sought}")
         return self.images
 
     def require_captions(self) -> pa.Table:
@@ -105,7 +104,7 @@ class Split:
             FileNotFoundError: There are none; the message says where they were looked for.
         """
         if not self.captions.num_rows:
-            raise FileNotFoundError(f"expected captions ({', '.join(FORMATS)}), found none: {self.captions_sought}")
+            raise NotFound(f"expected captions ({', '.join(FORMATS)}), found none: {self.captions_sought}")
         return self.captions
 
 
@@ -132,7 +131,7 @@ def scan(data: str | None, sources: Sources = Sources()) -> Corpus:
         ValueError: A caption file or shard is broken, or two photos have one id.
     """
     if data is not None and not paths.is_folder(data):
-        raise FileNotFoundError(
+        raise NotFound(
             f"--data {data}: expected a folder, found {'a file' if paths.is_file(data) else 'nothing there'}"
         )
     report = Report()
@@ -192,13 +191,13 @@ def _image_table(sources: list[str], recursive: bool, report: SplitReport) -> pa
         ValueError: Two photos have one id.
     """
     found = itertools.chain.from_iterable(_images_of(source, recursive, report.skipped_files) for source in sources)
-    table = _to_table(tqdm(found, "finding photos", unit=" photos", delay=2, leave=False, disable=None), IMAGES_SCHEMA)
+    table = _to_table(progress(found, "finding photos", unit=" photos", leave=False), IMAGES_SCHEMA)
     table = table.sort_by("id").combine_chunks()
     ids = table.column("id")
     same = pc.index(pc.equal(ids[1:], ids[:-1]), True).as_py() if len(ids) > 1 else -1
     if same >= 0:
         first, second = table.slice(same, 2).column("path").to_pylist()
-        raise ValueError(
+        raise InvalidValue(
             f"two photos have one id, {ids[same].as_py()!r}: {first} and {second}. An id is the path from the source's "
             "own folder on, so give folders and shards different names, and each file one spelling"
         )
@@ -215,7 +214,7 @@ def _images_of(source: str, recursive: bool, skips: Skips) -> Iterator[tuple[str
         folder = paths.base_name(source.rsplit("/", 1)[0] if "/" in source else ".")
         rows = [(f"{folder}/{paths.base_name(source)}", source, -1, -1)]
     else:
-        raise ValueError(
+        raise InvalidValue(
             f"{source}: expected a folder of photos, a photo or an uncompressed .tar shard, found another file"
         )
     for name, path, offset, size in rows:
@@ -251,7 +250,7 @@ def _caption_table(files: list[str], sources: Sources, ids: pa.ChunkedArray, rep
     """All captions with the ids of their photos; counts them into the report."""
     columns, skips = (sources.caption_column, sources.image_column), report.skipped_captions
     rows = itertools.chain.from_iterable(read_captions(path, *columns, skips) for path in files)
-    bar = tqdm(rows, "reading captions", unit=" captions", delay=2, leave=False, disable=None)
+    bar = progress(rows, "reading captions", unit=" captions", leave=False)
     table = _to_table(bar, ROWS_SCHEMA).combine_chunks()
     names = _one_array(table.column("name"))
     image_ids = find_photos(names, _one_array(ids))

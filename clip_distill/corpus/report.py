@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
 from typing import Any
-
-
-def say(*lines: str) -> None:
-    """Print in the first process of a run alone, whoever started it: torchrun, Lightning or SLURM."""
-    if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
-        for line in lines:
-            print(line)
 
 
 @dataclass

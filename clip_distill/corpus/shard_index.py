@@ -21,10 +21,11 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
-from tqdm import tqdm
 
+from clip_distill.system.errors import InvalidValue
 from clip_distill.system.paths import base_name, is_url, open_binary, real_path
 from clip_distill.system.remote import cache_folder
+from clip_distill.system.talk import progress
 
 SCHEMA = pa.schema({"name": pa.large_binary(), "offset": pa.int64(), "size": pa.int64()})
 CHUNK = 65_536  # members held as Python objects at a time
@@ -105,14 +106,14 @@ def _walk(path: str) -> pa.Table:
     batches = []
     try:
         with open_binary(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            bar = tqdm(_files(tar), f"reading {base_name(path)}", unit=" files", delay=2, leave=False, disable=None)
+            bar = progress(_files(tar), f"reading {base_name(path)}", unit=" files", leave=False)
             source = iter(bar)
             while chunk := list(itertools.islice(source, CHUNK)):
                 columns = zip(*chunk, strict=True)
                 arrays = [pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)]
                 batches.append(pa.record_batch(arrays, schema=SCHEMA))
     except tarfile.TarError as error:
-        raise ValueError(
+        raise InvalidValue(
             f"{path}: expected a whole, uncompressed tar file, found: {error}. Fetch the shard again, or leave it out."
         ) from error
     return pa.Table.from_batches(batches, SCHEMA)

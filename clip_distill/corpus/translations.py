@@ -12,23 +12,20 @@ import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
-from tqdm import tqdm
 
 from clip_distill.corpus.captions import encodable
 from clip_distill.corpus.layout import Corpus
-from clip_distill.corpus.report import Skips, say
-from clip_distill.store.table import Store, StoreError
+from clip_distill.corpus.report import Skips
 from clip_distill.system import paths
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.talk import progress, say
 
 FORMATS = (".tsv", ".csv", ".parquet")
 SCHEMA = pa.schema({"text": pa.large_string(), "original": pa.large_string()})
 CHUNK = 65536  # rows held as Python objects at a time
-LACKING = "original that the store lacks"
 REPEATED = "pair that is there already"
 Columns = Sequence[str | int]
 Row = tuple[int, object, object]  # its number from 1, the original, the translation
@@ -64,27 +61,6 @@ def with_translations(
     return dataclasses.replace(corpus, train=train)
 
 
-def with_targets(captions: pa.Table, store: Store) -> tuple[list[str], NDArray[np.int64]]:
-    """The training captions of `with_translations` whose originals the store has, and the row of each original [N].
-
-    Raises:
-        StoreError: It has none of them.
-    """
-    rows = store.find(captions.column("original"))
-    lacking = captions.filter(pa.array(rows < 0))
-    if len(lacking):
-        first = lacking.column("original")[0].as_py()
-        fix = "`clip-distill embed --sources.train_captions FILE …` adds the originals in a TSV's first column"
-        if len(lacking) == len(captions):
-            raise StoreError(
-                f"{store.folder}: expected the originals of the translations, found none of {len(captions):,} (the "
-                f"first is {first!r}). Are they in the other column (--translations_columns '[2, 1]')? {fix}"
-            )
-        skips = Skips({LACKING: len(lacking)}, {LACKING: repr(first)})
-        say("translations:", *skips.lines(), f"  {fix}")
-    return captions.column("text").filter(pa.array(rows >= 0)).to_pylist(), rows[rows >= 0]
-
-
 def read_pairs(files: Sequence[str] | str, columns: Columns, skips: Skips) -> pa.Table:
     """Different pairs of an original and its translation, stripped, in the order of the files.
 
@@ -104,17 +80,17 @@ def read_pairs(files: Sequence[str] | str, columns: Columns, skips: Skips) -> pa
         ValueError: A file is of another format or has no such columns, or there is no pair at all.
     """
     if len(columns) != 2:
-        raise ValueError(f"translations_columns: expected two, the original's and the translation's, found {columns}")
+        raise InvalidValue(f"translations_columns: expected two, the original's and the translation's, found {columns}")
     patterns = [files] if isinstance(files, str) else list(files)
     found = [path for pattern in patterns for path in paths.expand(pattern)]
     rows = itertools.chain.from_iterable(_clean(path, _read(path, columns, skips), skips) for path in found)
-    bar = iter(tqdm(rows, "reading translations", unit=" pairs", delay=2, leave=False, disable=None))
+    bar = iter(progress(rows, "reading translations", unit=" pairs", leave=False))
     chunks = [SCHEMA.empty_table()]
     while chunk := list(itertools.islice(bar, CHUNK)):
         chunks.append(pa.table([list(column) for column in zip(*chunk, strict=True)], schema=SCHEMA))
     pairs = _once(pa.concat_tables(chunks), skips)
     if not len(pairs):
-        raise ValueError(
+        raise InvalidValue(
             f"{', '.join(patterns)}: expected pairs of an original and its translation, found none. A TSV has both on "
             "a line, with a tab between, in UTF-8 (iconv -f GB18030 -t UTF-8 converts)\n" + "\n".join(skips.lines())
         )
@@ -152,7 +128,7 @@ def _read(path: str, columns: Columns, skips: Skips) -> Iterator[Row]:
         return
     if extension not in FORMATS:
         found = extension or "no extension"
-        raise ValueError(f"{path}: expected parallel captions ({', '.join(FORMATS)}), found {found}")
+        raise InvalidValue(f"{path}: expected parallel captions ({', '.join(FORMATS)}), found {found}")
     lines = enumerate(_tsv_lines(path, skips) if extension == ".tsv" else _csv_lines(path), 1)
     if all(_is_number(column) for column in columns):
         places = [int(column) - 1 for column in columns]
@@ -181,7 +157,7 @@ def _csv_lines(path: str) -> Iterator[list[str]]:
         try:
             yield from csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path}: expected a CSV in UTF-8, found: {error}") from error
+            raise InvalidValue(f"{path}: expected a CSV in UTF-8, found: {error}") from error
 
 
 def _read_parquet(path: str, columns: Columns) -> Iterator[Row]:
@@ -189,7 +165,7 @@ def _read_parquet(path: str, columns: Columns) -> Iterator[Row]:
         try:
             table = pq.ParquetFile(file)
         except pa.ArrowInvalid as error:
-            raise ValueError(f"{path}: expected a parquet file, found: {error}") from error
+            raise InvalidValue(f"{path}: expected a parquet file, found: {error}") from error
         names = table.schema_arrow.names
         chosen = [names[place] for place in _find(path, names, columns)]
         number = 0
@@ -209,7 +185,7 @@ def _find(path: str, header: list[str], columns: Columns) -> list[int]:
         elif column.isdecimal() and 1 <= int(column) <= len(names):
             places.append(int(column) - 1)
         else:
-            raise ValueError(
+            raise InvalidValue(
                 f"{path}: expected a column {column!r} (--translations_columns, names or numbers from 1), found "
                 f"{', '.join(map(repr, names)) or 'an empty file'}"
             )

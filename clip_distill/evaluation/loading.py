@@ -13,6 +13,7 @@ from torch import nn
 from clip_distill.exports import ONNX_FILE
 from clip_distill.store.ensemble import open_table
 from clip_distill.store.table import StoreError, require_same
+from clip_distill.system.errors import InvalidValue
 from clip_distill.teachers import load_teacher
 from clip_distill.towers.spec import TOWERS, Tower, TowerSpec, count_parameters, load_tower
 
@@ -34,14 +35,14 @@ def load_student(name: str, tower: Tower) -> tuple[TowerSpec, nn.Module]:
         try:
             spec, module = load_teacher(name, tower)
         except ValueError as error:
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}: expected a run's folder or a teacher's name; no such folder, and {error}"
             ) from error
         return dataclasses.replace(spec, teacher={}), module
     one_of_both = Path(name) / "student" / tower
     spec, module = load_tower(one_of_both if one_of_both.is_dir() else name)
     if spec.tower != tower:
-        raise ValueError(f"{name}: expected the run of a student for {tower}s, found one for {spec.tower}s")
+        raise InvalidValue(f"{name}: expected the run of a student for {tower}s, found one for {spec.tower}s")
     return spec, module
 
 
@@ -75,7 +76,7 @@ def require_taught_by(what: str, spec: TowerSpec, teacher: dict[str, Any]) -> No
         expected, found = ({f"teacher.{key}": t[key] for key in keys} for t in (teacher, spec.teacher))
         require_same(what, expected, found, "Give the teacher, or the store, that the student was trained on.")
     if spec.embed_dim != teacher["embed_dim"]:
-        raise ValueError(
+        raise InvalidValue(
             f"{what}: expected embeddings of the teacher's width {teacher['embed_dim']}, found {spec.embed_dim}; "
             "only a student of this teacher can be paired with its towers"
         )

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clip_distill.system.errors import InvalidValue
+
 CHUNK_SCORES = 1 << 23  # scores held at a time, 64 MiB
 TIE = 1e-9  # cosines closer than this are equal: float64 sums taken in another order differ by about 1e-15
 KS = (1, 5, 10)
@@ -96,7 +98,7 @@ def neighbour_overlap(first: Tensor, second: Tensor, k: int = 10) -> float:
         ValueError: Fewer than two rows, another number of rows, or values that are not finite.
     """
     if len(first) < 2:
-        raise ValueError(f"neighbour overlap: expected at least 2 rows, found {len(first)}")
+        raise InvalidValue(f"neighbour overlap: expected at least 2 rows, found {len(first)}")
     _require_same_rows(first, second)
     left = _unit(first, "first embeddings")
     right = _unit(second, "second embeddings").to(left.device)
@@ -119,28 +121,28 @@ def _nearest(unit: Tensor, start: int, step: int, k: int) -> Tensor:
 def _unit(embeddings: Tensor, what: str) -> Tensor:
     """Rows of length 1, float64; a row of zeros stays zero. On the CPU where the device has no float64."""
     if embeddings.ndim != 2 or 0 in embeddings.shape:
-        raise ValueError(f"{what}: expected [N, D] with at least one row, found {list(embeddings.shape)}")
+        raise InvalidValue(f"{what}: expected [N, D] with at least one row, found {list(embeddings.shape)}")
     embeddings = embeddings.detach()
     wide = (embeddings.cpu() if embeddings.device.type == "mps" else embeddings).double()
     bad = int((~wide.isfinite()).any(1).sum())
     if bad:
-        raise ValueError(f"{what}: expected finite numbers, found NaN or infinity in {bad} of {len(wide)} rows")
+        raise InvalidValue(f"{what}: expected finite numbers, found NaN or infinity in {bad} of {len(wide)} rows")
     return F.normalize(wide, dim=1)
 
 
 def _owners(image_of_caption: Tensor, images: Tensor, texts: Tensor) -> Tensor:
     if images.shape[1] != texts.shape[1]:
-        raise ValueError(f"expected one width, found images of width {images.shape[1]} and texts of {texts.shape[1]}")
+        raise InvalidValue(f"expected one width, found images of width {images.shape[1]} and texts of {texts.shape[1]}")
     if image_of_caption.shape != (len(texts),) or image_of_caption.is_floating_point():
         found = f"{image_of_caption.dtype} {list(image_of_caption.shape)}"
-        raise ValueError(f"image_of_caption: expected an integer for each of {len(texts)} captions, found {found}")
+        raise InvalidValue(f"image_of_caption: expected an integer for each of {len(texts)} captions, found {found}")
     owner = image_of_caption.to(images.device, torch.int64)
     if int(owner.min()) < 0 or int(owner.max()) >= len(images):
         found = f"{int(owner.min())} to {int(owner.max())}"
-        raise ValueError(f"image_of_caption: expected rows of the {len(images)} images, found {found}")
+        raise InvalidValue(f"image_of_caption: expected rows of the {len(images)} images, found {found}")
     return owner
 
 
 def _require_same_rows(first: Tensor, second: Tensor) -> None:
     if len(first) != len(second):
-        raise ValueError(f"expected embeddings of the same inputs, found {len(first)} and {len(second)} rows")
+        raise InvalidValue(f"expected embeddings of the same inputs, found {len(first)} and {len(second)} rows")

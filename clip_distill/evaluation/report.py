@@ -2,18 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.report import Report
+
+Side = Literal["teacher", "student"]
 MIN_WIDTH = 80  # in a narrower console the tables would lose digits
 
 
-def show(report: dict[str, Any], console: Console | None = None) -> None:
-    """Print the report of `clip_distill.verbs.evaluate.evaluate`."""
-    console = console or Console()
+class EvaluationReport(Report):
+    """What `evaluate` found: `print(report)` is the table, `report.to_dict()` has every number."""
+
+    @property
+    def pairings(self) -> list[dict[str, Any]]:
+        """A record for each pairing of towers: `image` and `text` (whose towers), recalls in per cent, `kept`."""
+        return self.numbers["pairings"]
+
+    def pairing(self, image: Side, text: Side) -> dict[str, Any]:
+        """The record of one pairing.
+
+        Args:
+            image: Whose image tower.
+            text: Whose text tower.
+
+        Raises:
+            InvalidValue: It was not measured.
+        """
+        for pair in self.pairings:
+            if (pair["image"], pair["text"]) == (image, text):
+                return pair
+        there = ", ".join(f"{pair['image']} and {pair['text']}" for pair in self.pairings)
+        raise InvalidValue(f"expected one of the pairings that were measured ({there}), found {image} and {text}")
+
+    @property
+    def students(self) -> dict[str, dict[str, Any]]:
+        """Tower → the student's name, parameters, mean cosine to the teacher, and share of neighbours."""
+        return self.numbers["students"]
+
+    def show(self, console: Console | None = None) -> None:
+        show(self.numbers, console or Console())
+        if self.saved is not None:
+            (console or Console()).print(f"every number: {self.saved}", highlight=False, soft_wrap=True)
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print the two tables."""
     console.width = max(console.width, MIN_WIDTH)
     data = report["data"]
     console.print(f"\n{data['images']:,} photos, {data['captions']:,} captions ({data['split']})", highlight=False)

@@ -16,12 +16,14 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from clip_distill.evaluation.recall import RECALLS, retrieval_metrics
 from clip_distill.pixels.views import Views, normalise
 from clip_distill.store.embed import ImageViews
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.talk import progress
+from clip_distill.tokens.encode import tokenize
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import TowerSpec
 
 
@@ -39,7 +41,7 @@ def encode_images(
     Args:
         spec: Its `preprocess` says size, mean and std.
         module: The image tower, on `device`, in eval mode.
-        images: Table of `data.layout`: id, path, offset, size.
+        images: Table of `corpus.layout`: id, path, offset, size.
         device: Where the module is.
         batch_size: Images per forward pass.
         workers: Processes that decode; 0 decodes in this one.
@@ -57,7 +59,7 @@ def encode_images(
     )
     blocks = [torch.empty(0, spec.embed_dim)]
     ids: list[str] = []
-    with tqdm(total=len(images), desc="images", unit=" images", delay=2, smoothing=0) as bar:
+    with progress(total=len(images), desc="images", unit=" images", smoothing=0) as bar:
         for items in loader:
             good = [(source.id, views[0]) for source, views in items if isinstance(views, Tensor)]
             if skipped is not None:
@@ -91,7 +93,7 @@ def encode_texts(
     width = None if spec.causal else tokenizer.context_length
     embeddings = torch.empty(len(row_of), spec.embed_dim)
     by_length = np.argsort(tokens.lengths, kind="stable")
-    with tqdm(total=len(row_of), desc="captions", unit=" captions", delay=2, smoothing=0) as bar:
+    with progress(total=len(row_of), desc="captions", unit=" captions", smoothing=0) as bar:
         for start in range(0, len(row_of), batch_size):
             rows = by_length[start : start + batch_size]
             batch = tokens.take(rows).pad(tokenizer.pad_id, width).to(device)  # [B, L]
@@ -111,7 +113,7 @@ class Benchmark:
     """The photos and captions of a split that count.
 
     Args:
-        images: Table of `data.layout`, N_i rows; photos without a caption are candidates.
+        images: Table of `corpus.layout`, N_i rows; photos without a caption are candidates.
         captions: [N_t], each with its photo; all captions of a photo count.
         image_of_caption: int64 [N_t], the row of each caption's photo.
         dropped: Captions left out since their photo is, or since they have none.
@@ -133,7 +135,7 @@ class Benchmark:
         paired = pc.is_valid(owners)
         chosen = captions.filter(paired)
         if len(chosen) == 0:
-            raise ValueError(f"none of {len(captions)} captions belongs to one of {len(images)} photos")
+            raise InvalidValue(f"none of {len(captions)} captions belongs to one of {len(images)} photos")
         rows = np.asarray(owners.filter(paired)).astype(np.int64)
         texts: list[str] = chosen.column("text").to_pylist()
         return Benchmark(images, texts, torch.from_numpy(rows), len(captions) - len(chosen))

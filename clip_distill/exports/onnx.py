@@ -22,8 +22,10 @@ from torch.nn import functional as F
 from clip_distill.exports import ONNX_FILE
 from clip_distill.exports.open_clip import PROBES, Loaded
 from clip_distill.pixels.views import normalise
+from clip_distill.system.errors import InvalidValue, MissingPackage
 from clip_distill.system.files import write_json
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.tokens.encode import tokenize
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import Tower, TowerSpec, count_parameters
 
 try:
@@ -32,7 +34,7 @@ try:
     import onnxscript  # noqa: F401
     from onnxruntime.quantization import QuantType, quantize_dynamic
 except ImportError as error:
-    raise ImportError(f"ONNX needs {error.name}; install it with: pip install 'clip-distill[onnx]'") from error
+    raise MissingPackage(f"ONNX needs {error.name}; install it with: pip install 'clip-distill[onnx]'") from error
 
 Weights = Literal["fp32", "int8"]
 MIN_COSINE: dict[Weights, float] = {"fp32": 0.9999, "int8": 0.95}
@@ -115,7 +117,7 @@ def export_tower(path: Path, spec: TowerSpec, module: nn.Module, weights: Weight
     """
     size = 4 * count_parameters(module)
     if size > MAX_BYTES:
-        raise ValueError(f"ONNX: expected less than 2 GiB of weights in one file, found {size / 2**30:.1f} GiB")
+        raise InvalidValue(f"ONNX: expected less than 2 GiB of weights in one file, found {size / 2**30:.1f} GiB")
     path.parent.mkdir(parents=True, exist_ok=True)
     training = module.training
     with _aside(path) as aside, _aside(path) as whole:
@@ -152,7 +154,7 @@ def verify(path: Path, spec: TowerSpec, module: nn.Module, weights: Weights) -> 
         found = torch.from_numpy(session.run([output_name(spec)], {INPUT_NAMES[spec.tower]: inputs.numpy()})[0])
         least = min(least, float(F.cosine_similarity(found, module(inputs).float()).min()))
     if not least >= MIN_COSINE[weights]:
-        raise ValueError(
+        raise InvalidValue(
             f"ONNX: onnxruntime gives other embeddings for the {spec.tower} tower ({weights}): expected cosine ≥ "
             f"{MIN_COSINE[weights]} with torch, found {least:.4f}" + ("; use fp32" if weights == "int8" else "")
         )
@@ -193,7 +195,7 @@ def _export(path: Path, spec: TowerSpec, module: nn.Module) -> None:
             )
     except torch.onnx.errors.OnnxExporterError as error:
         cause = str(error.__cause__ or error).strip().splitlines()
-        raise ValueError(f"ONNX: torch can't export this {spec.tower} tower: {' '.join(cause[:3])}") from error
+        raise InvalidValue(f"ONNX: torch can't export this {spec.tower} tower: {' '.join(cause[:3])}") from error
     assert program is not None
     program.save(path, external_data=False)
 

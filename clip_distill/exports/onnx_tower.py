@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from clip_distill.exports import ONNX_FILE
+from clip_distill.system.errors import MissingPackage
 from clip_distill.system.files import read_json
 from clip_distill.towers.spec import Tower, TowerSpec
 
 try:
     import onnxruntime
 except ImportError as error:
-    raise ImportError("ONNX files need onnxruntime; install it with: pip install 'clip-distill[onnx]'") from error
+    raise MissingPackage("ONNX files need onnxruntime; install it with: pip install 'clip-distill[onnx]'") from error
 
 
 class OnnxTower(nn.Module):

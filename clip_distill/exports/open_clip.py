@@ -19,8 +19,10 @@ from torch.nn import functional as F
 
 from clip_distill.exports.vocabulary import expand_vocabulary
 from clip_distill.pixels.views import normalise
+from clip_distill.system.errors import InvalidValue
 from clip_distill.system.files import write_json
-from clip_distill.tokens.encode import PLAIN, TokenizerSpec, tokenize
+from clip_distill.tokens.encode import load_tokenizer, tokenize
+from clip_distill.tokens.spec import PLAIN, TokenizerSpec
 from clip_distill.tokens.trained import open_clip_options
 from clip_distill.towers.spec import TowerSpec
 
@@ -62,7 +64,7 @@ def write(folder: Path, image: Loaded, text: Loaded, teacher: dict[str, Any]) ->
     shutil.copymode(folder / HF_CONFIG_NAME, folder / HF_SAFE_WEIGHTS_NAME)  # safetensors' own is for the owner alone
     tokenizer = TokenizerSpec(**text[0].tokenizer)
     if tokenizer.source != "clip":
-        loaded: Any = tokenizer.load()
+        loaded: Any = load_tokenizer(tokenizer)
         loaded.tokenizer.save_pretrained(folder)
     verify(folder, image, text)
 
@@ -75,12 +77,12 @@ def describe(image: TowerSpec, text: TowerSpec, teacher: dict[str, Any]) -> dict
     """
     for spec in (image, text):
         if spec.builder is not None:
-            raise ValueError(
+            raise InvalidValue(
                 f"the {spec.tower} tower is built by {spec.builder}: expected one of open_clip's own towers, since an "
                 "open_clip folder can describe no other"
             )
     if image.embed_dim != text.embed_dim:
-        raise ValueError(f"expected towers of one width, found image {image.embed_dim} and text {text.embed_dim}")
+        raise InvalidValue(f"expected towers of one width, found image {image.embed_dim} and text {text.embed_dim}")
     text_cfg = text.cfg | open_clip_options(text.tokenizer)
     if text.tokenizer["source"] != "clip":
         # any name makes open_clip read the tokenizer's files from the folder itself
@@ -104,7 +106,7 @@ def shared_quick_gelu(image: TowerSpec, text: TowerSpec) -> bool:
         if not spec.cfg.keys() & {"timm_model_name", "hf_model_name"} and not isinstance(spec.cfg.get("layers"), list)
     }
     if len(values) > 1:
-        raise ValueError(
+        raise InvalidValue(
             f"quick_gelu: expected the same in both towers, found image {image.quick_gelu} and text {text.quick_gelu}; "
             "open_clip has one switch for both. Train the student with its teacher's activation."
         )
@@ -124,7 +126,7 @@ def verify(folder: Path, image: Loaded, text: Loaded) -> None:
     expected, found = (_plain(cfg) for cfg in (image[0].preprocess, open_clip.get_model_preprocess_cfg(model)))
     for key, value in expected.items():
         if found.get(key) != value:
-            raise ValueError(
+            raise InvalidValue(
                 f"export: preprocessing {key!r}: expected {value!r}, but open_clip loads {found.get(key)!r}"
             )
     generator = torch.Generator().manual_seed(0)
@@ -135,7 +137,7 @@ def verify(folder: Path, image: Loaded, text: Loaded) -> None:
         text[0].tokenizer["pad_id"], text[0].tokenizer["context_length"]
     )  # [B, L]
     if not torch.equal(tokens, open_clip.get_tokenizer(name)(PROBES)):
-        raise ValueError(f"export: open_clip picks another tokenizer than {text[0].tokenizer['source']!r} here")
+        raise InvalidValue(f"export: open_clip picks another tokenizer than {text[0].tokenizer['source']!r} here")
     _require_close("text", text[1].eval()(tokens), model.encode_text(tokens))
 
 
@@ -151,7 +153,7 @@ def _require_close(tower: str, expected: Tensor, loaded: Tensor) -> None:
     cosine = float((expected * loaded).sum(1).min())
     difference = float((expected - loaded).abs().max())
     if not (cosine >= MIN_COSINE and difference <= MAX_DIFFERENCE):
-        raise ValueError(
+        raise InvalidValue(
             f"export: the {tower} tower gives other embeddings when open_clip loads it: expected cosine ≥ {MIN_COSINE} "
             f"and differences ≤ {MAX_DIFFERENCE}, found {cosine:.6f} and {difference:.2e}"
         )

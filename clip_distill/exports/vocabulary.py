@@ -10,8 +10,11 @@ import dataclasses
 import torch
 from torch import nn
 
-from clip_distill.tokens.encode import TokenizerSpec
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.talk import say
+from clip_distill.tokens.encode import load_tokenizer
 from clip_distill.tokens.pruned import PrunedTokenizer, kept_ids, whole
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import TowerSpec
 
 
@@ -29,9 +32,9 @@ def expand_vocabulary(spec: TowerSpec, module: nn.Module) -> tuple[TowerSpec, nn
     if kept is None:
         return spec, module
     if spec.builder is not None:
-        raise ValueError(f"expected one of open_clip's own text towers to expand, found one built by {spec.builder}")
+        raise InvalidValue(f"expected one of open_clip's own text towers to expand, found one built by {spec.builder}")
     pruned = TokenizerSpec(**spec.tokenizer)
-    tokenizer = pruned.load()
+    tokenizer = load_tokenizer(pruned)
     assert isinstance(tokenizer, PrunedTokenizer)
     full = whole(pruned)
     cfg = spec.cfg | {"vocab_size": full.vocab_size}
@@ -46,7 +49,7 @@ def expand_vocabulary(spec: TowerSpec, module: nn.Module) -> tuple[TowerSpec, nn
     rows = nn.functional.embedding_bag(flat, table, starts, mode="mean")  # [V, w]
     expanded = new.build().to(table.device, table.dtype)
     expanded.load_state_dict(state | {"token_embedding.weight": rows})
-    print(
+    say(
         f"the student has {len(kept):,} of CLIP's {full.vocab_size:,} tokens, and open_clip has no such tokenizer: the "
         "table is written whole, each other token as the mean of its pieces. Texts with one of those get other "
         "embeddings than the student gives"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clip_distill.system.errors import InvalidValue
 from clip_distill.system.registry import resolve
 
 LOSSES = {
@@ -79,17 +80,17 @@ class WeightedSum(nn.Module):
     ) -> None:
         super().__init__()
         if not len(names) == len(weights) == len(scales) or not names:
-            raise ValueError(
+            raise InvalidValue(
                 f"expected a loss's name, weight and scale at each place of the three lists, found {len(names)} names "
                 f"{list(names)}, {len(weights)} weights {list(weights)} and {len(scales)} scales {list(scales)}"
             )
         if len(set(names)) < len(names):
-            raise ValueError(
+            raise InvalidValue(
                 f"expected each loss once, found {list(names)}; add the weights of one that is named twice"
             )
         options = options or {}
         if unused := set(options) - set(names):
-            raise ValueError(f"options are given for {sorted(unused)}, but the losses are {list(names)}")
+            raise InvalidValue(f"options are given for {sorted(unused)}, but the losses are {list(names)}")
         self.names = list(names)
         self.factors = [weight * scale for weight, scale in zip(weights, scales, strict=True)]
         self.losses = nn.ModuleList(make_loss(name, options.get(name, {})) for name in names)
@@ -97,7 +98,7 @@ class WeightedSum(nn.Module):
         for name, loss in zip(names, self.losses, strict=True):
             if missing := set(needs_of(loss)) - set(context) - set(BATCH_NEEDS):
                 known = ", ".join(NEEDS + BATCH_NEEDS)
-                raise ValueError(
+                raise InvalidValue(
                     f"loss {name!r} needs {sorted(missing)}, which it was not given; a run can give {known}"
                 )
         for need in sorted({need for loss in self.losses for need in needs_of(loss)} - set(BATCH_NEEDS)):
@@ -119,7 +120,9 @@ class WeightedSum(nn.Module):
         parts = {}
         for name, loss in zip(self.names, self.losses, strict=True):
             if missing := set(needs_of(loss)) - set(given):
-                raise ValueError(f"loss {name!r} needs each batch's {', '.join(sorted(missing))}, which it did not get")
+                raise InvalidValue(
+                    f"loss {name!r} needs each batch's {', '.join(sorted(missing))}, which it did not get"
+                )
             parts[name] = loss(student, target, *(given[need].to(student.dtype) for need in needs_of(loss)))
         terms = [factor * part for factor, part in zip(self.factors, parts.values(), strict=True)]
         return torch.stack(terms).sum(), parts
@@ -134,5 +137,5 @@ def make_loss(name: str, options: Mapping[str, Any], known: Mapping[str, str] = 
     try:
         loss: nn.Module = resolve("loss", known, name)(**options)
     except TypeError as error:
-        raise ValueError(f"loss {name!r} does not take the options {dict(options)}: {error}") from error
+        raise InvalidValue(f"loss {name!r} does not take the options {dict(options)}: {error}") from error
     return loss

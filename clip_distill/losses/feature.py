@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clip_distill.system.errors import InvalidValue
+
 
 class L1(nn.Module):
     """Mean absolute difference, mean_{b,d} |s_bd − t_bd|. Zero at identity.
@@ -76,7 +78,7 @@ class KL(nn.Module):
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
         if temperature <= 0:
-            raise ValueError(f"kl: expected temperature > 0, found {temperature}")
+            raise InvalidValue(f"kl: expected temperature > 0, found {temperature}")
         self.temperature = temperature
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:

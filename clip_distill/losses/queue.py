@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_distill.losses.similarity import gather, kl, scaled_cosines, temperatures
+from clip_distill.system.errors import InvalidValue
 
 
 class QueueKL(nn.Module):
@@ -35,7 +36,7 @@ class QueueKL(nn.Module):
     def __init__(self, size: int = 4096, temperature: float = 0.07, teacher_temperature: float | None = None) -> None:
         super().__init__()
         if size < 0:
-            raise ValueError(f"queue_kl: expected size >= 0, found {size}")
+            raise InvalidValue(f"queue_kl: expected size >= 0, found {size}")
         self.size = size
         self.temperature, self.teacher_temperature = temperatures("queue_kl", temperature, teacher_temperature)
         # saved as extra state instead, since a buffer that grows would not load into a fresh one

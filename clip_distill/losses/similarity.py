@@ -12,6 +12,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from clip_distill.system.errors import InvalidValue
+
 
 def scaled_cosines(rows: Tensor, others: Tensor, temperature: float) -> Tensor:
     """Cosines [B, K] of rows [B, D] and others [K, D], of any lengths, over the temperature."""
@@ -34,7 +36,7 @@ def temperatures(loss: str, student: float, teacher: float | None) -> tuple[floa
     both = (student, student if teacher is None else teacher)
     for temperature in both:
         if temperature <= 0:
-            raise ValueError(f"{loss}: expected temperature > 0, found {temperature}")
+            raise InvalidValue(f"{loss}: expected temperature > 0, found {temperature}")
     return both
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from clip_distill.cli import main as cli
 from clip_distill.original import trainer
 from clip_distill.original.flags import STUDENT_FLAGS, make_parser, parse
+from clip_distill.system.errors import AlreadyExists, InvalidValue, NotFound
 
 HANDED = "CLIP_DISTILL_FIT"  # holds fit's arguments for the processes that Lightning starts by running main.py again
 
@@ -74,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(plan: Plan, output_dim: int) -> None:
     """Embed what the store lacks, then train."""
     from clip_distill.store.ensemble import open_table
-    from clip_distill.verbs import fit
+    from clip_distill.train.settings import fit_parser
 
     plan.show()
-    fit.parser().parse_args(plan.fit[1:])  # a wrong value should not wait for the teacher to end
+    fit_parser().parse_args(plan.fit[1:])  # a wrong value should not wait for the teacher to end
     for command in plan.embed:
         cli.main(command)
     width = open_table(plan.store, "image", "val").manifest.dim
@@ -104,7 +105,7 @@ def make_plan(options: Namespace, gpus: int) -> Plan:
     from clip_distill.store.build import process_rank
 
     if process_rank()[1] > 1:
-        raise ValueError(
+        raise InvalidValue(
             "expected one process, found several (torchrun or srun): with --strategy=ddp --gpus=0,1 main.py starts its "
             "own. Or run the commands that it prints under torchrun: torchrun … -m clip_distill fit …"
         )
@@ -158,7 +159,7 @@ def recipe_flags(options: Namespace) -> dict[str, Any]:
 
 def embed_commands(options: Namespace, store: str, online: bool, gpus: int) -> list[list[str]]:
     """The store's validation tables; and the own tower's training table, unless the teacher runs at every step."""
-    from clip_distill.batches.datasets import default_workers
+    from clip_distill.system.cores import default_workers
 
     base: dict[str, Any] = {"data": options.data_dir, "teacher": options.teacher_name, "store": store}
     workers = default_workers() if options.num_workers is None else options.num_workers
@@ -197,7 +198,7 @@ def new_run(options: Namespace) -> Path:
     if options.version is not None:
         folder = base / f"version_{options.version}"
         if (folder / "checkpoints").exists():
-            raise FileExistsError(
+            raise AlreadyExists(
                 f"--version {options.version}: {folder} holds a run. Leave --version out for the next free number, "
                 f"or go on with that run: --load_dir {folder}"
             )
@@ -228,7 +229,7 @@ def resumed_run(options: Namespace, checkpoint: str | None) -> Path | None:
     folder = folder.parent if folder.suffix == ".ckpt" else folder
     folder = folder.parent if folder.name == "checkpoints" else folder
     if not (folder / "checkpoints/last.ckpt").is_file():
-        raise FileNotFoundError(
+        raise NotFound(
             f"{folder}: expected a run to go on with (checkpoints/last.ckpt), found none. --load_dir takes a run's "
             "folder; --load_ver and --load_v_num one below SAVE_DIR/NAME"
         )

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from clip_distill.system.errors import InvalidValue
+
 GPU = ("gpu", "cuda", "mps")
 PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 RENAMED = {"distributed_backend": "strategy", "reload_dataloaders_every_epoch": "reload_dataloaders_every_n_epochs"}
@@ -77,7 +79,7 @@ def translate(given: Mapping[str, str], gpus: list[int] | None, device: str, fou
     """
     for name in given:
         if name in GONE:
-            raise ValueError(f"--{name} no longer exists: {GONE[name]}")
+            raise InvalidValue(f"--{name} no longer exists: {GONE[name]}")
     modern = Modern(dict(given))
     _rename(modern)
     _place(modern, gpus, device, found)
@@ -115,10 +117,10 @@ def _place(modern: Modern, gpus: list[int] | None, device: str, found: int) -> N
     arguments = modern.arguments
     accelerator = arguments.get("accelerator", "auto")
     if gpus is not None and "devices" in arguments:
-        raise ValueError("--gpus and --devices both say where to run: expected one of them")
+        raise InvalidValue("--gpus and --devices both say where to run: expected one of them")
     if gpus is not None and (device == "cpu" or accelerator not in ("auto", *GPU)):
         other = "--device cpu" if device == "cpu" else f"--accelerator {accelerator}"
-        raise ValueError(f"--gpus and {other} contradict each other: leave one out")
+        raise InvalidValue(f"--gpus and {other} contradict each other: leave one out")
     if (gpus is not None or accelerator in GPU) and not found:
         asked = "--gpus" if gpus is not None else f"--accelerator {accelerator}"
         modern.warnings.append(f"{asked}: this machine has no GPU that PyTorch can use; training on the CPU instead")
@@ -130,7 +132,7 @@ def _place(modern: Modern, gpus: list[int] | None, device: str, found: int) -> N
         if gpus == [-1]:
             return
         if missing := [number for number in gpus if not 0 <= number < found]:
-            raise ValueError(
+            raise InvalidValue(
                 f"--gpus are the numbers of GPUs: expected 0 to {found - 1} on this machine, found {missing}"
             )
         arguments["devices"] = str(gpus)

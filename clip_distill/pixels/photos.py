@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from PIL import Image, UnidentifiedImageError, features
 from PIL.ImageFile import ImageFile
 
+from clip_distill.system.errors import InvalidValue
 from clip_distill.system.paths import is_url, read_bytes
 
 _AVIF = features.check("avif")
@@ -26,7 +27,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-class BadImage(ValueError):
+class BadImage(InvalidValue):
     """A photo that can't be used; `reason` is short and the same for all photos of its kind, to be counted."""
 
     def __init__(self, reason: str) -> None:
@@ -75,7 +76,7 @@ def digest_of(content: bytes) -> int:
 
 def size_of(path: str, offset: int = -1, size: int = -1) -> int | None:
     """Bytes of a photo as it is encoded, without reading it; None for a file that is missing or behind a URL, of which
-    `data.paths.listed_sizes` knows."""
+    `system.paths.listed_sizes` knows."""
     if offset >= 0:
         return size
     try:

@@ -22,13 +22,17 @@ from torch import Tensor
 from clip_distill.corpus.layout import Corpus, Sources, scan
 from clip_distill.pixels.views import Views, normalise
 from clip_distill.planning.estimate import Rate, sample_rows
-from clip_distill.planning.memory import PeakMemory, largest_that_fits
-from clip_distill.planning.timing import say, timed, timed_steps
+from clip_distill.planning.memory import largest_that_fits
+from clip_distill.planning.timing import timed, timed_steps
 from clip_distill.store.build import Part
 from clip_distill.store.embed import ImageViews, Runner, embed_images, embed_texts
 from clip_distill.store.table import PHOTOS, Manifest
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.processes import PeakMemory
+from clip_distill.system.talk import say
 from clip_distill.teachers import load_teacher
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.tokens.encode import tokenize
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import TOWERS, Tower, pick_device
 
 MOST_BATCHES = 256  # of photos that are measured, however fast
@@ -107,8 +111,7 @@ def measure_embed(job: EmbedJob) -> EmbedMeasures:
     found = EmbedMeasures()
     with PeakMemory() as memory:
         corpus = scan(job.data, job.sources)
-        for line in corpus.report.lines():
-            print(line, flush=True)
+        say(*corpus.report.lines())
         measuring = 0.0
         for tower in TOWERS:
             runner = _load(job, tower)
@@ -172,10 +175,10 @@ def _measure_images(found: EmbedMeasures, job: EmbedJob, runner: Runner, corpus:
         made_by = found.manifests[table]
         images = (corpus.train if split == "train" else corpus.val).require_images()
         views = Views(runner.spec.preprocess, made_by.augment, made_by.seed)
-        say(f"the embedding of {table}, from file to embedding")
+        say(f"measuring the embedding of {table}, from file to embedding")
         rows, rate, reasons = embed_some_images(runner, images, views, made_by.views, job.seconds)
         if not rows:
-            raise ValueError(f"expected photos that can be read, found none among {len(reasons)}: {reasons[0]}")
+            raise InvalidValue(f"expected photos that can be read, found none among {len(reasons)}: {reasons[0]}")
         found.embedding[table] = rate
         if split == "train" or not found.good_rows:
             found.good_rows = sorted(rows)
@@ -189,7 +192,7 @@ def _measure_stages(found: EmbedMeasures, job: EmbedJob, runner: Runner, corpus:
     made_by = found.manifests[f"image-{split}"]
     images = (corpus.train if split == "train" else corpus.val).require_images()
     views = Views(runner.spec.preprocess, made_by.augment, made_by.seed)
-    say("photos: decoding, then the teacher's image tower")
+    say("measuring photos: decoding, then the teacher's image tower")
     pixels = _measure_decoding(found, job, images, views, made_by.views)
     found.stages["teacher, image tower"] = _tower_rate(runner, pixels, job.seconds)
 
@@ -250,7 +253,7 @@ def embed_some_images(
 def _measure_texts(found: EmbedMeasures, job: EmbedJob, runner: Runner, corpus: Corpus) -> None:
     split = "train" if "text-train" in found.manifests else "val"
     captions = (corpus.train if split == "train" else corpus.val).require_captions().column("text").unique()
-    say("the captions: tokenising, then the teacher's text tower")
+    say("measuring the captions: tokenising, then the teacher's text tower")
     sample = captions.take(pa.array(sample_rows(len(captions), min(2 * len(captions), MOST_TOKENISED)))).to_pylist()
     half = len(sample) // 2
     spec = TokenizerSpec(**runner.spec.tokenizer)
@@ -283,7 +286,7 @@ def embed_some_texts(runner: Runner, captions: pa.Array, count: int) -> Rate:
 
 def largest_embed_batch(runner: Runner, most: int) -> int:
     """Views or captions that fit into one forward pass: grown until out of memory on CUDA, extrapolated on the CPU."""
-    say(f"the largest batch of the teacher's {runner.spec.tower} tower")
+    say(f"measuring the largest batch of the teacher's {runner.spec.tower} tower")
 
     def inputs(size: int) -> Tensor:
         if runner.spec.tower == "text":

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip_distill.store.table import Manifest, view_file
+from clip_distill.system.errors import InvalidValue
 
 NPY_HEADER = 128  # bytes, of a one- or two-dimensional array
 DIGEST = "0" * 64
@@ -138,7 +139,7 @@ def fit_seconds(
         every: Epochs from one validation to the next.
     """
     if epochs < 0 and max_steps < 0:
-        raise ValueError("expected trainer.max_epochs or trainer.max_steps, found neither: the run would never end")
+        raise InvalidValue("expected trainer.max_epochs or trainer.max_steps, found neither: the run would never end")
     ends = [limit for limit in (epochs * steps, max_steps) if limit >= 0]
     total_steps = min(ends)
     once = validation.seconds_for(val_rows) + metrics

@@ -14,8 +14,9 @@ from rich.table import Table
 
 from clip_distill.planning.embedding import EmbedJob, EmbedMeasures
 from clip_distill.planning.estimate import FitSeconds, Rate, fit_seconds, run_bytes, shard_buffer_bytes, table_bytes
-from clip_distill.planning.memory import available_bytes
 from clip_distill.planning.training import FitJob, FitMeasures
+from clip_distill.system.processes import available_bytes
+from clip_distill.system.report import Report
 from clip_distill.towers.spec import pick_device
 
 FOREVER = 1000  # epochs, if neither max_epochs nor max_steps is given to Lightning
@@ -145,9 +146,18 @@ def run_seconds(job: FitJob, found: FitMeasures, steps: int) -> FitSeconds:
     )
 
 
-def show(report: dict[str, Any], console: Console | None = None) -> None:
-    """Print the report of `make_report`."""
-    console = console or Console()
+class PlanReport(Report):
+    """What `plan` states: `print(report)` is the tables, `report.to_dict()` has every number."""
+
+    def show(self, console: Console | None = None) -> None:
+        console = console or Console()
+        show(self.numbers, console)
+        if self.saved is not None:
+            console.print(f"written to {self.saved}", highlight=False, soft_wrap=True)
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print the tables."""
     console.width = max(console.width, MIN_WIDTH)
     where = report["machine"]
     free = f"{size(where['available_bytes'])} of memory free"

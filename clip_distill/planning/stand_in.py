@@ -18,7 +18,8 @@ from torch.utils.data import IterableDataset
 from clip_distill.batches.datasets import Batch
 from clip_distill.corpus.layout import Split
 from clip_distill.store.table import PHOTOS, Store
-from clip_distill.tokens.encode import Ragged
+from clip_distill.system.errors import InvalidValue
+from clip_distill.tokens.ragged import Ragged
 from clip_distill.towers.spec import Tower
 from clip_distill.train.validation import Validation
 
@@ -70,7 +71,7 @@ def random_validation(tower: Tower, split: Split, dim: int) -> Validation:
     images, captions = split.require_images(), split.require_captions()
     paired = captions.filter(pc.is_valid(captions.column("image_id")))
     if not len(paired):
-        raise ValueError(
+        raise InvalidValue(
             f"expected captions of the validation photos, found none that name one; {split.captions_sought}"
         )
     texts = paired.column("text").unique()

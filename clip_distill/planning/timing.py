@@ -9,10 +9,6 @@ from typing import Any
 from clip_distill.planning.estimate import Rate
 
 
-def say(what: str) -> None:
-    print(f"measuring {what} …", flush=True)
-
-
 def timed(run: Callable[[], Any], items: int, seconds: float) -> Rate:
     """Speed of `run`, which does `items` at a time, after one call to warm up."""
     run()

@@ -20,20 +20,24 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
-from clip_distill.batches.datasets import Batch, Captions, DistillData, Images, LoaderOptions
+from clip_distill.batches.datasets import Batch, Captions, Images
+from clip_distill.batches.loader import DistillData, LoaderOptions
 from clip_distill.corpus.layout import Corpus
 from clip_distill.losses import needed
 from clip_distill.pixels.views import Views
 from clip_distill.planning.estimate import Rate, sample_rows
-from clip_distill.planning.memory import PeakMemory, largest_that_fits
+from clip_distill.planning.memory import largest_that_fits
 from clip_distill.planning.stand_in import RandomStore, SameBatch, random_pairs, random_validation
-from clip_distill.planning.timing import say
 from clip_distill.recipe import Recipe
 from clip_distill.store.table import NO_IDS
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.system.processes import PeakMemory
+from clip_distill.system.talk import say
+from clip_distill.tokens.encode import tokenize
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import TowerSpec, count_parameters, pick_device
-from clip_distill.train.assemble import build_student, make_objective, same_tokenizer, scan_corpus
+from clip_distill.train.assemble import make_objective, scan_corpus
 from clip_distill.train.distill import Distiller
+from clip_distill.train.student import build_student, same_tokenizer
 
 MOST_TOKENISED = 65_536
 MANY_EPOCHS = 1000  # the clock ends the measuring, but a schedule needs an end
@@ -165,10 +169,10 @@ def measure_fit(job: FitJob) -> FitMeasures:
         val_batch_size = min(recipe.loader.val_batch_size, -(-len(some) // 3))
         options = LoaderOptions(recipe.loader.batch_size, val_batch_size, recipe.loader.workers)
         data = DistillData(train, some, job.views if recipe.tower == "image" else 1, options, recipe.seed)
-        say(f"training steps of the {recipe.tower} student, {len(train):,} rows, batch {options.batch_size}")
+        say(f"measuring training steps of the {recipe.tower} student, {len(train):,} rows, batch {options.batch_size}")
         clock = Clock(job.seconds)
         make_trainer(job, device, clock, limit_val_batches=0).fit(module, data)
-        say("its validation")
+        say("measuring its validation")
         module.validation = random_pairs(recipe.one, len(some), spec.embed_dim)
         make_trainer(job, device, clock).validate(module, data, verbose=False)
         began = time.perf_counter()
@@ -257,7 +261,7 @@ def _captions(job: FitJob, spec: TowerSpec, corpus: Corpus) -> tuple[Captions, C
 
 def largest_fit_batch(job: FitJob, module: Distiller, device: torch.device, most: int) -> int:
     """Samples per step that fit; captions at their full context length."""
-    say(f"the largest batch of the {module.spec.tower} student")
+    say(f"measuring the largest batch of the {module.spec.tower} student")
 
     def run(size: int) -> None:
         if module.spec.tower == "text":

@@ -15,6 +15,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clip_distill.system.errors import InvalidValue
+
 
 def open_files() -> int:
     """How many files to hold open: half of what the system allows this process."""
@@ -35,7 +37,7 @@ def data_offset(path: Path, shape: tuple[int, int], dtype: str) -> int:
     found = (found_shape, str(found_dtype), fortran, path.stat().st_size - offset)
     expected = (shape, dtype, False, math.prod(shape) * np.dtype(dtype).itemsize)
     if found != expected:
-        raise ValueError(f"{path}: expected (shape, dtype, Fortran order, bytes) {expected}, found {found}")
+        raise InvalidValue(f"{path}: expected (shape, dtype, Fortran order, bytes) {expected}, found {found}")
     return offset
 
 

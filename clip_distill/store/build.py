@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from clip_distill.store.table import MANIFEST, Manifest, Store, StoreError, require_same, view_file
 from clip_distill.store.write import RECORD, Shard, add_views, digest_ids, only_writer, read_ids, write_ids, write_shard
+from clip_distill.system.errors import InvalidValue
 from clip_distill.system.remote import Location, load_json, locate, save_json
 
 PLAN = "plan.json"
@@ -92,7 +93,7 @@ def build_table(
         StoreError: The folder holds something made otherwise, another process is writing it, or it can't be written.
     """
     if shard_rows < 1:
-        raise ValueError(f"expected shard_rows ≥ 1, found {shard_rows}")
+        raise InvalidValue(f"expected shard_rows ≥ 1, found {shard_rows}")
     folder = locate(folder)
     rank, world = process_rank()
     with only_writer(folder, rank, world):

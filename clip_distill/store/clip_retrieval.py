@@ -21,13 +21,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from clip_distill.corpus.captions import find_photos
 from clip_distill.store.build import EmbedParts, Part
 from clip_distill.store.table import Manifest, Store
 from clip_distill.store.write import Shard
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.system.errors import AlreadyExists, InvalidValue, NotFound
+from clip_distill.system.talk import progress
+from clip_distill.tokens.encode import tokenize
+from clip_distill.tokens.spec import TokenizerSpec
 
 KINDS = {"image": ("img_emb", "image_path"), "text": ("text_emb", "caption")}
 CHUNK = 65536  # rows in memory at a time
@@ -57,14 +59,14 @@ def export(out: Path, columns: Mapping[str, Column], normalise: bool = True, row
         FileExistsError: There is something at `out`.
     """
     if out.exists():
-        raise FileExistsError(f"{out} exists: name another --out, or remove it")
+        raise AlreadyExists(f"{out} exists: name another --out, or remove it")
     total = len(next(iter(columns.values())).rows)
     parts = max(1, -(-total // rows_per_file))
     aside = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     for name in ("metadata", *(KINDS[tower][0] for tower in columns)):
         (aside / name).mkdir(parents=True)
-    with tqdm(total=total, desc="export", unit=" rows", delay=2) as bar:
+    with progress(total=total, desc="export", unit=" rows") as bar:
         for part in range(parts):
             number = str(part).zfill(len(str(parts - 1)))
             chosen = slice(part * rows_per_file, min((part + 1) * rows_per_file, total))
@@ -134,7 +136,7 @@ def open_folder(folder: Path, tower: str, dim: int) -> Folder:
     arrays = sorted((folder / kind).glob("*.npy"))
     tables = sorted((folder / "metadata").glob("*.parquet"))
     if not arrays or len(arrays) != len(tables):
-        raise FileNotFoundError(
+        raise NotFound(
             f"{folder}: expected {kind}/{kind}_0.npy … and as many metadata/metadata_0.parquet …, found {len(arrays)} "
             f"and {len(tables)}"
         )
@@ -142,21 +144,21 @@ def open_folder(folder: Path, tower: str, dim: int) -> Folder:
     for path, metadata in zip(arrays, tables, strict=True):
         parts.append(_map_part(path, dim))
         if column not in pq.read_schema(metadata).names:
-            raise ValueError(f"{metadata}: expected a column {column!r}, found {pq.read_schema(metadata).names}")
+            raise InvalidValue(f"{metadata}: expected a column {column!r}, found {pq.read_schema(metadata).names}")
         names.append(pq.read_table(metadata, columns=[column]).column(column).cast(pa.large_string()))
         if len(names[-1]) != len(parts[-1]):
-            raise ValueError(
+            raise InvalidValue(
                 f"{path}: expected a row for each of {metadata}'s {len(names[-1])}, found {len(parts[-1])}"
             )
         if parts[-1].dtype != parts[0].dtype:
-            raise ValueError(f"{path}: expected {parts[0].dtype} as in {arrays[0].name}, found {parts[-1].dtype}")
+            raise InvalidValue(f"{path}: expected {parts[0].dtype} as in {arrays[0].name}, found {parts[-1].dtype}")
     return Folder(pa.chunked_array([chunk for name in names for chunk in name.chunks], pa.large_string()), parts)
 
 
 def _map_part(path: Path, dim: int) -> NDArray[Any]:
     array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.ndim != 2 or array.shape[1] != dim or str(array.dtype) not in ("float16", "float32"):
-        raise ValueError(
+        raise InvalidValue(
             f"{path}: expected float16 or float32 [N, {dim}], the width of the teacher; found {array.dtype} "
             f"{list(array.shape)}. Is --teacher the one that made it?"
         )
@@ -164,7 +166,7 @@ def _map_part(path: Path, dim: int) -> NDArray[Any]:
 
 
 def photo_ids(names: pa.ChunkedArray, images: pa.Table) -> pa.ChunkedArray:
-    """The id of each named photo among those of `data.layout`; null where there is none.
+    """The id of each named photo among those of `corpus.layout`; null where there is none.
 
     Raises:
         ValueError: There is none for any of them.
@@ -172,7 +174,7 @@ def photo_ids(names: pa.ChunkedArray, images: pa.Table) -> pa.ChunkedArray:
     ids = images.column("id").combine_chunks()
     found = find_photos(pa.concat_arrays(names.chunks), ids)
     if found.null_count == len(found):
-        raise ValueError(
+        raise InvalidValue(
             f"expected photos of the data named as in image_path, found none: image_path has {names[0].as_py()!r}, "
             f"the data {ids[0].as_py()!r}"
         )
@@ -192,7 +194,7 @@ def read_with(folder: Folder) -> Callable[[Manifest], EmbedParts]:
 
     def reader(made_by: Manifest) -> EmbedParts:
         def read_parts(items: pa.Table, parts: list[Part], numbers: range) -> Iterator[tuple[Part, Shard]]:
-            for part in tqdm(parts, desc="import", unit=" shards", delay=2):
+            for part in progress(parts, desc="import", unit=" shards"):
                 some = items.slice(part.start, part.stop - part.start)
                 ids = some.column("id").to_pylist()
                 embeddings = folder.embeddings(np.asarray(some.column("row")))

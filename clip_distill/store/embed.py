@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from clip_distill.pixels import photos as encoded
 from clip_distill.pixels.photos import BadImage, digest_of, read_bytes_of
@@ -24,7 +23,9 @@ from clip_distill.pixels.views import Views, normalise, stack
 from clip_distill.store.build import Part
 from clip_distill.store.write import Photo, Shard
 from clip_distill.system.allocator import give_back
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.system.talk import progress
+from clip_distill.tokens.encode import tokenize
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import TowerSpec
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -85,7 +86,7 @@ class ImageViews(Dataset[tuple[Source, Tensor | str]]):
     """Image by image: what it is, and its views uint8 [V, 3, S, S] or the reason why it can't be read.
 
     Args:
-        images: Table of `data.layout`, one row per image.
+        images: Table of `corpus.layout`, one row per image.
         views: Renders the views.
         stop: Number of the last view, and one.
         first: Number of the first view; V is `stop - first`.
@@ -139,7 +140,7 @@ def embed_images(
 
     Args:
         runner: The teacher's image tower.
-        images: Table of `data.layout`, one row per image.
+        images: Table of `corpus.layout`, one row per image.
         parts: Which rows make which shard.
         numbers: Which V views.
         views: Renders the views.
@@ -164,7 +165,7 @@ def embed_images(
     )
     total = sum(part.stop - part.start for part in parts)
     shard, photos, blocks = Shard([], []), list[Photo](), list[NDArray[np.float32]]()
-    with tqdm(total=total, desc=title, unit=" images", smoothing=0) as bar:
+    with progress(total=total, desc=title, unit=" images", smoothing=0) as bar:
         for (part, rows), (batch, embeddings) in zip(batches, _embed(runner, loader), strict=True):
             shard.ids += [source.id for source in batch.sources]
             photos += [source.photo for source in batch.sources if source.photo is not None]
@@ -211,7 +212,7 @@ def embed_texts(
         return
     tokenizer = TokenizerSpec(**runner.spec.tokenizer)
     total = sum(part.stop - part.start for part in parts)
-    with tqdm(total=total, desc=title, unit=" captions", smoothing=0) as bar:
+    with progress(total=total, desc=title, unit=" captions", smoothing=0) as bar:
         for part in parts:
             ids = texts.column(0).slice(part.start, part.stop - part.start).to_pylist()
             tokens = tokenize(tokenizer, ids)

@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clip_distill.store.table import Manifest, Store, StoreError, require_same, table_folder
+from clip_distill.system.errors import AlreadyExists, InvalidValue
 from clip_distill.system.files import read_json, write_json
 from clip_distill.system.remote import Location, locate
-from clip_distill.tokens.encode import Ragged
+from clip_distill.tokens.ragged import Ragged
 
 ENSEMBLE = "ensemble.json"
 Combine = Literal["concat", "mean"]
@@ -65,9 +66,9 @@ def write_ensemble(folder: Path, stores: Sequence[str], combine: Combine) -> Non
         FileExistsError: The folder holds a store.
     """
     if len(stores) < 2 or combine not in ("concat", "mean"):
-        raise ValueError(f"expected two stores or more, and concat or mean; found {list(stores)} and {combine!r}")
+        raise InvalidValue(f"expected two stores or more, and concat or mean; found {list(stores)} and {combine!r}")
     if any(folder.glob("*/manifest.json")):
-        raise FileExistsError(f"{folder} holds a store; name another folder for the ensemble")
+        raise AlreadyExists(f"{folder} holds a store; name another folder for the ensemble")
     relative = [name if "://" in name else os.path.relpath(name, folder) for name in stores]
     write_json(folder / ENSEMBLE, {"stores": relative, "combine": combine})
 

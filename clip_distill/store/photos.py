@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from clip_distill.pixels.photos import BadImage, read_image, size_of
 from clip_distill.store.table import Store, StoreError
 from clip_distill.system.paths import is_url, listed_sizes
+from clip_distill.system.talk import progress
 
 SHOWN = 10  # differences in an error message
 CHUNK = 65536  # records held as Python objects at a time
@@ -26,7 +26,7 @@ def require_same_sizes(store: Store, images: pa.Table) -> None:
 
     Args:
         store: A finished table of images.
-        images: Table of `data.layout`. Of photos behind a URL, their folders are listed; a web server's are not
+        images: Table of `corpus.layout`. Of photos behind a URL, their folders are listed; a web server's are not
             looked at.
 
     Raises:
@@ -38,7 +38,7 @@ def require_same_sizes(store: Store, images: pa.Table) -> None:
     records = (record for batch in known.to_batches(CHUNK) for record in batch.to_pylist())
     changed = []
     listed = lru_cache(16)(listed_sizes)  # photos are sorted by id, so those of one folder come together
-    for record, bytes in zip(tqdm(records, "sizes", len(known), delay=2), expected, strict=True):
+    for record, bytes in zip(progress(records, "sizes", len(known)), expected, strict=True):
         found = None if bytes is None else _size_of(record, listed)
         if found is not None and found != bytes:
             changed.append(f"{record['id']}: expected {bytes:,} bytes, found {found:,}")
@@ -60,8 +60,8 @@ def _size_of(record: dict[str, Any], listed: Callable[[str], dict[str, int]]) ->
 
 
 def readable(images: pa.Table) -> NDArray[np.bool_]:
-    """[N] which photos can be read; `images` as `data.layout` has them, few enough to decode here."""
-    return np.fromiter(map(_is_readable, tqdm(images.to_pylist(), desc="skipped photos", delay=2)), bool, len(images))
+    """[N] which photos can be read; `images` as `corpus.layout` has them, few enough to decode here."""
+    return np.fromiter(map(_is_readable, progress(images.to_pylist(), desc="skipped photos")), bool, len(images))
 
 
 def _is_readable(record: dict[str, str | int]) -> bool:

@@ -34,8 +34,10 @@ from numpy.typing import NDArray
 
 from clip_distill.store.arrays import data_offset, open_files, raw, read_into
 from clip_distill.store.lookup import find_in_parts
+from clip_distill.system.errors import InvalidValue
 from clip_distill.system.remote import Location, local_copy, locate
-from clip_distill.tokens.encode import Ragged, identity, starts
+from clip_distill.tokens.ragged import Ragged, starts
+from clip_distill.tokens.spec import identity
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -45,7 +47,7 @@ NO_IDS = pa.array([], pa.large_string())
 FIND_ROWS = 1_000_000
 
 
-class StoreError(ValueError):
+class StoreError(InvalidValue):
     """A store is missing, unfinished, or made from something else than is asked for."""
 
 

@@ -8,10 +8,10 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
 
 from clip_distill.store.table import Store, view_file
 from clip_distill.system.remote import Location
+from clip_distill.system.talk import progress
 
 CHUNK = 1 << 20
 
@@ -23,8 +23,8 @@ def problems(store: Store) -> list[str]:
     if rows != len(store):
         found.append(f"{store.folder}: manifest says {len(store)} rows, its shards have {rows}")
     title = f"{store.manifest.tower}s, {store.manifest.split}"
-    with tqdm(total=sum(map(expected_bytes, [store] * len(store.manifest.shards), store.manifest.shards)), desc=title,
-              unit="B", unit_scale=True, smoothing=0) as bar:  # fmt: skip
+    total = sum(expected_bytes(store, record) for record in store.manifest.shards)
+    with progress(total=total, desc=title, unit="B", unit_scale=True, smoothing=0) as bar:
         for record in store.manifest.shards:
             found += [f"{store.folder / record['name']}: {line}" for line in shard_problems(store, record, bar)]
     return found
@@ -35,7 +35,7 @@ def expected_bytes(store: Store, record: dict[str, Any]) -> int:
     return int(record["rows"] * store.manifest.dim * np.dtype(store.manifest.dtype).itemsize * store.manifest.views)
 
 
-def shard_problems(store: Store, record: dict[str, Any], bar: tqdm) -> Iterator[str]:  # type: ignore[type-arg]
+def shard_problems(store: Store, record: dict[str, Any], bar: Any) -> Iterator[str]:
     """What is wrong with one shard."""
     expected = {"rows.parquet", *(view_file(view) for view in range(store.manifest.views))}
     expected |= {"tokens.npy", "offsets.npy"} if store.manifest.tower == "text" else set()
@@ -55,7 +55,7 @@ def shard_problems(store: Store, record: dict[str, Any], bar: tqdm) -> Iterator[
             yield f"{name}: expected {wanted}, found {count}"
 
 
-def hash_file(path: Location, bar: tqdm | None) -> str:  # type: ignore[type-arg]
+def hash_file(path: Location, bar: Any) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

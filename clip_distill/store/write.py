@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from clip_distill.store.table import ROWS, StoreError, view_file
 from clip_distill.system.remote import Location, cache_folder, load_json, save_json, sync_folder
-from clip_distill.tokens.encode import Ragged
+from clip_distill.tokens.ragged import Ragged
 
 RECORD = "shard.json"
 CHUNK = 65536  # ids held as Python objects at a time
@@ -30,7 +30,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Photo(NamedTuple):
-    """Which photo an image's embedding is of: `data.images.digest_of` its file, and the file's size in bytes."""
+    """Which photo an image's embedding is of: `pixels.photos.digest_of` its file, and the file's size in bytes."""
 
     digest: int
     bytes: int

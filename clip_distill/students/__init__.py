@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from clip_distill.system.errors import InvalidValue
 from clip_distill.system.registry import resolve
 from clip_distill.towers.spec import Tower, TowerSpec
 
@@ -40,15 +41,15 @@ def make_student(
     names = [parameter.name for parameter in known]
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known)
     if not open_ended and (unknown := set(options) - set(names)):
-        raise ValueError(
+        raise InvalidValue(
             f"student {name!r} has no option {', '.join(sorted(unknown))}; its options are {', '.join(names)}"
         )
     required = [p.name for p in known if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
     if missing := set(required) - set(options):
-        raise ValueError(
+        raise InvalidValue(
             f"student {name!r} needs the options {', '.join(sorted(missing))} (--student.options.NAME VALUE)"
         )
     spec, module = builder(teacher, **options)
     if spec.tower != tower:
-        raise ValueError(f"expected a student for the {tower} tower, found {name!r}, which is a {spec.tower} tower")
+        raise InvalidValue(f"expected a student for the {tower} tower, found {name!r}, which is a {spec.tower} tower")
     return spec, module

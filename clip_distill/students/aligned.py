@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm.auto import tqdm
 
-from clip_distill.tokens.encode import Ragged
+from clip_distill.system.talk import progress
+from clip_distill.tokens.ragged import Ragged
 from clip_distill.towers.spec import TowerSpec
 
 ITERATIONS = 5
@@ -88,7 +88,7 @@ def translation_table(own: Ragged, theirs: Ragged) -> tuple[NDArray[np.int64], N
 def _links(own: Ragged, theirs: Ragged) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """[P] each: a token + 1 (0 for nothing) of a caption, one of its translation, and the number of the pair."""
     lefts, rights, pairs = [], [], []
-    for row in tqdm(range(len(own)), "align tokens", unit=" pairs", delay=2):
+    for row in progress(range(len(own)), "align tokens", unit=" pairs"):
         mine, other = (each.flat[each.offsets[row] + 1 : each.offsets[row + 1] - 1] for each in (own, theirs))
         left = np.concatenate([[0], np.unique(mine).astype(np.int64) + 1])
         right = np.unique(other).astype(np.int64)

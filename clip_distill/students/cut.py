@@ -16,6 +16,7 @@ from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
+from clip_distill.system.errors import InvalidValue
 from clip_distill.towers.spec import TowerSpec
 
 Head = Literal["mlp", "conv"]
@@ -84,7 +85,7 @@ def cut(model: nn.Module, depths: Sequence[int]) -> nn.Sequential:
     found = stages(model)
     have = [len(list(blocks_of(stage).children())) for stage in found.values()]
     if len(depths) > len(have) or any(not 1 <= kept <= all for kept, all in zip(depths, have, strict=False)):
-        raise ValueError(
+        raise InvalidValue(
             f"student 'timm_cut': expected depths of up to {len(have)} stages, each from 1 to {have} blocks; found "
             f"{list(depths)}"
         )
@@ -120,7 +121,7 @@ def stage_depths(name: str) -> list[int]:
             own, stacked = [], images
         if any(each.shape == stacked.shape and torch.allclose(each, stacked, atol=1e-5) for each in own):
             return depths
-    raise ValueError(
+    raise InvalidValue(
         f"student 'timm_cut': expected a backbone that is a plain stack of stages (EfficientNet, MobileNet, ResNet, "
         f"RegNet, ConvNeXt, …), found {name!r}. Use student 'timm' for it"
     )
@@ -164,12 +165,12 @@ def timm_cut(
     """
     model = model or own_backbone(teacher)
     if model is None or not timm.is_model(model):
-        raise ValueError(
+        raise InvalidValue(
             f"student 'timm_cut': expected a timm model (--student.options.model), found {model!r}"
             + ("; the teacher has none of its own" if model is None else "")
         )
     if head not in ("mlp", "conv"):
-        raise ValueError(f"student 'timm_cut': expected head mlp or conv, found {head!r}")
+        raise InvalidValue(f"student 'timm_cut': expected head mlp or conv, found {head!r}")
     own = teacher["preprocess"]["size"]
     side = input_resolution or int(own if isinstance(own, int) else own[0])
     whole = stage_depths(model)

@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import nn
 
+from clip_distill.system.errors import InvalidValue
 from clip_distill.towers.spec import TowerSpec
 
 
@@ -36,9 +37,9 @@ def vit(
             compute (Li et al., 2023, "Scaling Language-Image Pre-training via Masking"): 0.5 nearly halves a step.
     """
     if not 0 <= patch_dropout < 1:
-        raise ValueError(f"student 'vit': expected patch_dropout 0, or a share below 1, found {patch_dropout}")
+        raise InvalidValue(f"student 'vit': expected patch_dropout 0, or a share below 1, found {patch_dropout}")
     if input_resolution % patch_size or width % heads:
-        raise ValueError(
+        raise InvalidValue(
             "student 'vit': expected input_resolution a multiple of patch_size and width a multiple of heads, found "
             f"{input_resolution} and {patch_size}, {width} and {heads}"
         )
@@ -78,12 +79,12 @@ def timm_backbone(
     """
     if not timm.is_model(model):
         close = timm.list_models(f"*{model.split('_')[0]}*")[:10]
-        raise ValueError(f"student 'timm': timm has no model {model!r}; similar: {', '.join(close) or 'none'}")
+        raise InvalidValue(f"student 'timm': timm has no model {model!r}; similar: {', '.join(close) or 'none'}")
     if proj not in ("linear", "mlp"):
-        raise ValueError(f"student 'timm': expected proj linear or mlp, found {proj!r}")
+        raise InvalidValue(f"student 'timm': expected proj linear or mlp, found {proj!r}")
     own_head = _has_hidden_head(model)
     if own_head and proj == "mlp":
-        raise ValueError(f"student 'timm': {model!r} has a hidden layer before its classifier; leave proj mlp out")
+        raise InvalidValue(f"student 'timm': {model!r} has a hidden layer before its classifier; leave proj mlp out")
     side = input_resolution or _side(teacher)
     cfg = {
         "timm_model_name": model,
@@ -126,7 +127,7 @@ def _require_side(model: str, tower: nn.Module, side: int) -> None:
         tower.eval()(torch.zeros(1, 3, side, side))
     except (AssertionError, RuntimeError, ValueError) as error:
         _, own, _ = timm.get_pretrained_cfg_value(model, "input_size") or (3, "unknown", "unknown")
-        raise ValueError(
+        raise InvalidValue(
             f"student 'timm': {model!r} does not take images of {side}×{side}: {error}. Its own size is {own} "
             "(--student.options.input_resolution)"
         ) from error

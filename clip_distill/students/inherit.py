@@ -23,6 +23,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from clip_distill.students.principal import principal
+from clip_distill.system.errors import InvalidValue
 from clip_distill.tokens.pruned import kept_ids
 from clip_distill.towers.spec import TowerSpec
 
@@ -84,7 +85,7 @@ def inherit(
     elif select == "leading":
         pieces = _by_name(own, theirs)
     else:
-        raise ValueError(
+        raise InvalidValue(
             f"student.select {select}: expected a student and a teacher of open_clip's own transformers, found "
             f"{type(student).__name__} and {type(teacher).__name__}. Leave it out: tensors of the same name then give "
             "their leading channels"
@@ -95,7 +96,7 @@ def inherit(
             target[_grid([to for to, _ in places])] = part[_grid([of for _, of in places])].to(target.dtype)
             taken[name] = math.prod(len(to) for to, _ in places)
     if not sum(taken.values()):
-        raise ValueError(
+        raise InvalidValue(
             f"student.init teacher: nothing of the teacher's {type(teacher).__name__} ({source.teacher.get('name')}) "
             f"fits the student's {type(student).__name__}. Choose a student of the teacher's own kind (vit or "
             "transformer for open_clip's, timm or timm_cut for timm's), or --student.init random"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clip_distill.students.cut import CutBackbone, blocks_of, stages
+from clip_distill.system.errors import InvalidValue
 
 # timm's patterns (`group_matcher`) for towers that don't have their own: what they leave out is the last layer
 TRANSFORMER = {
@@ -44,7 +45,7 @@ def layer_of(student: nn.Module, coarse: bool = False) -> dict[str, int]:
     elif isinstance(trunk, nn.Sequential) and stages(trunk):
         matcher = CUT_STAGES if coarse else CUT_BLOCKS
     else:
-        raise ValueError(
+        raise InvalidValue(
             "expected a student of this project's (vit, timm, timm_cut, transformer), whose order of layers is known; "
             f"found {type(student).__name__}. Leave optimizer.layer_decay at 1, and let student.freeze name modules"
         )
@@ -71,7 +72,7 @@ def freeze(student: nn.Module, what: int | Sequence[str]) -> None:
         layers = layer_of(student, coarse=True)
         blocks = max(layers.values()) - 1
         if not 0 < what <= blocks:
-            raise ValueError(f"student.freeze: expected up to {blocks} blocks or stages, found {what}")
+            raise InvalidValue(f"student.freeze: expected up to {blocks} blocks or stages, found {what}")
         frozen = {name for name in names if layers[name] <= what}
     else:
         frozen = set()
@@ -79,10 +80,10 @@ def freeze(student: nn.Module, what: int | Sequence[str]) -> None:
             found = {name for name in names if name == part or name.startswith(f"{part}.")}
             if not found:
                 have = ", ".join(name for name, _ in student.named_modules() if 0 < len(name.split(".")) < 4 and name)
-                raise ValueError(f"student.freeze: expected modules of the student ({have}), found {part!r}")
+                raise InvalidValue(f"student.freeze: expected modules of the student ({have}), found {part!r}")
             frozen |= found
     if len(frozen) == len(names):
-        raise ValueError(f"student.freeze: expected something left to train, found all of it frozen by {what!r}")
+        raise InvalidValue(f"student.freeze: expected something left to train, found all of it frozen by {what!r}")
     for name in frozen:
         student.get_parameter(name).requires_grad_(False)
     rest(student)
@@ -103,11 +104,13 @@ def skip_frozen(student: nn.Module) -> None:
         ValueError: It is no timm_cut student, or its first part trains.
     """
     if not isinstance(student, CutBackbone):
-        raise ValueError(f"loader.features: expected a timm_cut student, found {type(student).__name__}. Leave it out")
+        raise InvalidValue(
+            f"loader.features: expected a timm_cut student, found {type(student).__name__}. Leave it out"
+        )
     frozen = itertools.takewhile(lambda part: not any(p.requires_grad for p in part.parameters()), student.parts)
     student.done = len(list(frozen))
     if not student.done:
-        raise ValueError(
+        raise InvalidValue(
             "loader.features: expected a student whose first stages are frozen, found one that trains from the first. "
             "Give --student.freeze N, or leave it out"
         )
@@ -133,13 +136,13 @@ def drop_words(student: nn.Module, share: float) -> None:
         ValueError: It has no table of tokens by open_clip's name, or that table does not train.
     """
     if type(getattr(student, "token_embedding", None)) is not nn.Embedding:
-        raise ValueError(
+        raise InvalidValue(
             "student.word_dropout: expected a student with a `token_embedding` of type nn.Embedding, found "
             f"{type(student).__name__}. Leave it out"
         )
     table: Any = student.token_embedding
     if not table.weight.requires_grad:
-        raise ValueError(
+        raise InvalidValue(
             "student.word_dropout: expected token embeddings that train, found them frozen. Leave one of the two out"
         )
     table.__class__ = WordDropout  # same parameters and state dict; only the forward pass differs
@@ -175,7 +178,7 @@ def recompute(student: nn.Module) -> None:
         return
     switch = getattr(student, "set_grad_checkpointing", None)
     if switch is None:
-        raise ValueError(
+        raise InvalidValue(
             f"--checkpointing: expected a student with blocks or `set_grad_checkpointing()`, found "
             f"{type(student).__name__}"
         )

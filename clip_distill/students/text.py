@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.system.errors import InvalidValue
+from clip_distill.tokens.encode import tokenize
 from clip_distill.tokens.pruned import kept_ids
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import TowerSpec
 
 # How a text tower reads its tokens; a student that shares the teacher's tokenizer reads them alike
@@ -42,12 +44,12 @@ def transformer(
         vocab_size = tokenizer["vocab_size"]
     tokenizer = dict(tokenizer or teacher["tokenizer"])
     if tokenizer["vocab_size"] > vocab_size:
-        raise ValueError(
+        raise InvalidValue(
             f"student 'transformer': expected vocab_size {tokenizer['vocab_size']} (the tokenizer's) or more, "
             f"found {vocab_size}. Use --student.options.vocab_size {tokenizer['vocab_size']}"
         )
     if transformer_width % transformer_heads:
-        raise ValueError(
+        raise InvalidValue(
             "student 'transformer': expected transformer_width a multiple of transformer_heads, "
             f"found {transformer_width} and {transformer_heads}"
         )

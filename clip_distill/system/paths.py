@@ -12,6 +12,8 @@ from typing import IO, NamedTuple, cast
 import fsspec
 from fsspec.core import url_to_fs
 
+from clip_distill.system.errors import NotFound
+
 WEB = {"http", "https"}
 BRACES = re.compile(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}")
 
@@ -158,7 +160,7 @@ def expand(pattern: str) -> list[str]:
         matches = _glob(name)
         if not matches:
             meant = "" if name == pattern else f" (from {pattern})"
-            raise FileNotFoundError(f"{name}{meant}: expected a file or a folder, found nothing there")
+            raise NotFound(f"{name}{meant}: expected a file or a folder, found nothing there")
         found += matches
     return found
 

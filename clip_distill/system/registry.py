@@ -15,6 +15,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from clip_distill.system.errors import InvalidValue
+
 
 def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
     """Return the object called `name`.
@@ -30,7 +32,7 @@ def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
     target = table.get(name, name)
     module_name, _, attribute = target.partition(":")
     if not (module_name and attribute):
-        raise ValueError(
+        raise InvalidValue(
             f"unknown {kind} {name!r}: expected one of {', '.join(sorted(table))}, "
             f"or your own as 'module:Attr' (a file my_{kind}.py in this folder: 'my_{kind}:Attr')"
         )
@@ -41,10 +43,10 @@ def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
     except ModuleNotFoundError as error:
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module exists; something that it imports does not
-        raise ValueError(
+        raise InvalidValue(
             f"{kind} {name!r}: there is no module {module_name!r} on sys.path or in {os.getcwd()}"
         ) from error
     try:
         return getattr(module, attribute)
     except AttributeError as error:
-        raise ValueError(f"{kind} {name!r}: module {module_name!r} has no {attribute!r}") from error
+        raise InvalidValue(f"{kind} {name!r}: module {module_name!r} has no {attribute!r}") from error

@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
+from clip_distill.system.errors import InvalidValue
 from clip_distill.system.files import read_json, sha256, write_json
 from clip_distill.system.paths import is_file, is_url, reaching, read_bytes
 
@@ -155,7 +156,7 @@ def local_copy(path: Location, digest: str) -> Path:
             system.get_file(inside, str(aside))
         found = sha256(aside)
         if found != digest:
-            raise ValueError(f"{path}: expected SHA-256 {digest}, found {found}. Run `clip-distill store verify`.")
+            raise InvalidValue(f"{path}: expected SHA-256 {digest}, found {found}. Run `clip-distill store verify`.")
         aside.replace(copy)
     finally:
         aside.unlink(missing_ok=True)

@@ -15,9 +15,10 @@ from open_clip.factory import parse_model_name
 from safetensors import SafetensorError
 from torch import nn
 
+from clip_distill.system.errors import InvalidValue, MissingPackage
 from clip_distill.system.hub import hub_or_cache
 from clip_distill.tokens import hugging_face as hf_tokens
-from clip_distill.tokens.encode import TokenizerSpec
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import Tower, TowerSpec, cut_padding
 
 CONFIG = "open_clip_config.json"
@@ -51,9 +52,9 @@ def load(name: str, tower: Tower) -> tuple[TowerSpec, nn.Module]:
             tokenizer = tokenizer_spec(model_name, model_cfg["text_cfg"])
     except ImportError as error:
         fix = "install it with: pip install 'clip-distill[transformers]'"
-        raise ImportError(f"teacher {name!r} needs {error.name or error}; {fix}") from error
+        raise MissingPackage(f"teacher {name!r} needs {error.name or error}; {fix}") from error
     except (RuntimeError, OSError, TypeError, KeyError, SafetensorError) as error:
-        raise ValueError(
+        raise InvalidValue(
             f"teacher {name!r}: open_clip could not load it: {reason(error)}\n"
             "Expected MODEL/WEIGHTS (`clip-distill embed --help` has examples; open_clip.list_pretrained() lists all), "
             "local-dir:PATH or hf-hub:ORG/REPO. Without a network, download the folder elsewhere and use local-dir:."
@@ -90,7 +91,7 @@ def split_name(name: str) -> tuple[str, str | None]:
     if not weights:
         known = open_clip.list_pretrained_tags_by_model(model)
         hint = f"known weights of {model}: {', '.join(known)}" if known else "no open_clip model has this name"
-        raise ValueError(f"teacher {name!r}: expected MODEL/WEIGHTS, for instance ViT-B-32/openai; {hint}")
+        raise InvalidValue(f"teacher {name!r}: expected MODEL/WEIGHTS, for instance ViT-B-32/openai; {hint}")
     return model, weights
 
 
@@ -105,13 +106,13 @@ def read_config(model_name: str, weights: str | None) -> dict[str, Any]:
     """The model's `model_cfg`, with `quick_gelu` stated: some weights need it unsaid by the name."""
     schema, identifier = parse_model_name(model_name)
     if schema == "local-dir" and not (Path(identifier) / CONFIG).is_file():
-        raise ValueError(
+        raise InvalidValue(
             f"teacher {model_name!r}: expected an open_clip folder with {CONFIG}, found none in "
             f"{Path(identifier).resolve()}. If it lies elsewhere now, name it with --teacher local-dir:PATH"
         )
     cfg = open_clip.get_model_config(model_name)
     if cfg is None:
-        raise ValueError(
+        raise InvalidValue(
             f"teacher {model_name!r}: no open_clip model has this name; open_clip.list_models() lists them"
         )
     tag = open_clip.get_pretrained_cfg(model_name, weights) if weights else {}

@@ -13,10 +13,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from clip_distill.system.errors import InvalidValue
 from clip_distill.system.hub import hub_or_cache
 from clip_distill.teachers.open_clip import hash_weights, jsonable
 from clip_distill.tokens import hugging_face as hf_tokens
-from clip_distill.tokens.encode import PLAIN, TokenizerSpec
+from clip_distill.tokens.spec import PLAIN, TokenizerSpec
 from clip_distill.towers.spec import Tower, TowerSpec
 
 # Their text attends to what came before only, so padding behind a caption's end can't change its embedding
@@ -87,7 +88,7 @@ def load(name: str, tower: Tower) -> tuple[TowerSpec, nn.Module]:
             processor = auto.AutoImageProcessor.from_pretrained(source)
             tokenizer = auto.AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise InvalidValue(
             f"teacher {name!r}: transformers could not load it: {error}\n"
             "Expected a folder written by save_pretrained (model, image processor and tokenizer) or a name on the hub."
         ) from error
@@ -125,12 +126,12 @@ def check(name: str, model: nn.Module, info: dict[str, Any]) -> None:
     """Refuse a model that isn't CLIP-like, and one whose weights are not all in its files: those would be random."""
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
         found = type(model).__name__
-        raise ValueError(
+        raise InvalidValue(
             f"teacher {name!r}: expected a model with image and text features (CLIP, SigLIP, …), found {found}"
         )
     absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if absent:
-        raise ValueError(f"teacher {name!r}: expected weights for all of the model, found none that fit {absent[:5]}")
+        raise InvalidValue(f"teacher {name!r}: expected weights for all of the model, found none that fit {absent[:5]}")
 
 
 def preprocess_cfg(name: str, processor: Any) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def preprocess_cfg(name: str, processor: Any) -> dict[str, Any]:
         and abs(processor.rescale_factor - 1 / 255) < 1e-9 and processor.resample in INTERPOLATIONS
     )  # fmt: skip
     if not standard:
-        raise ValueError(
+        raise InvalidValue(
             f"teacher {name!r}: expected an image processor that resizes to a square (bilinear or bicubic), crops the "
             f"centre, divides by 255 and normalises; found {type(processor).__name__} with {processor.to_dict()}"
         )

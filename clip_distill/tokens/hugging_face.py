@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from clip_distill.system.errors import InvalidValue
 from clip_distill.system.hub import hub_or_cache
-from clip_distill.tokens.encode import TokenizerSpec
+from clip_distill.tokens.spec import TokenizerSpec
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import HFTokenizer
@@ -74,13 +75,13 @@ def load(
             else:
                 tokenizer = HFTokenizer(source, context_length=context_length, tokenizer_mode=mode, **kwargs)
         except (OSError, ValueError) as error:
-            raise ValueError(
+            raise InvalidValue(
                 f"tokenizer {source!r}: expected a Hugging Face tokenizer's folder or hub name, found {error}\n"
                 "If the folder has moved, put it back or give the teacher's new place."
             ) from error
     found = hash_tokenizer(tokenizer.tokenizer)
     if sha256 and sha256 != found:
-        raise ValueError(
+        raise InvalidValue(
             f"tokenizer {source!r} has changed: expected content {sha256[:12]}…, found {found[:12]}…\n"
             "Put the old files back, or embed again with the teacher as it is now."
         )
@@ -107,7 +108,7 @@ def describe(
         ValueError: It has no padding token.
     """
     if tokenizer.pad_token_id is None:
-        raise ValueError(f"tokenizer {source!r}: expected one with a padding token, found none")
+        raise InvalidValue(f"tokenizer {source!r}: expected one with a padding token, found none")
     return TokenizerSpec(
         source=source,
         context_length=context_length,

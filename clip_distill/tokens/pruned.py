@@ -21,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from open_clip.tokenizer import SimpleTokenizer
 
-from clip_distill.tokens.encode import Ragged, TokenizerSpec
+from clip_distill.system.errors import InvalidValue
+from clip_distill.tokens.ragged import Ragged
+from clip_distill.tokens.spec import TokenizerSpec
 
 SOURCE = "clip-pruned"
 BYTES = 512  # the first tokens: each byte, within a word and at its end
@@ -74,12 +76,14 @@ def prune(spec: TokenizerSpec, tokens: Ragged, min_count: int = 1, common: int =
         ValueError: The tokenizer is another one, which could not spell what is dropped; or a count is out of range.
     """
     if spec.source != "clip":
-        raise ValueError(
+        raise InvalidValue(
             f"student.vocabulary corpus: expected a teacher with CLIP's own BPE, found the tokenizer {spec.source!r}, "
             "whose dropped tokens nothing would spell. Use --student.vocabulary full"
         )
     if min_count < 1 or common < 0:
-        raise ValueError(f"student.min_count and student.common: expected ≥ 1 and ≥ 0, found {min_count} and {common}")
+        raise InvalidValue(
+            f"student.min_count and student.common: expected ≥ 1 and ≥ 0, found {min_count} and {common}"
+        )
     counts = np.bincount(tokens.flat, minlength=spec.vocab_size)
     kept = counts >= min_count
     kept[: BYTES + common] = True
@@ -102,7 +106,7 @@ def kept_ids(tokenizer: Mapping[str, Any]) -> NDArray[np.int64] | None:
     cfg = tokenizer["cfg"]
     bits = zlib.decompress(base64.b64decode(cfg["kept"]))
     if (found := hashlib.sha256(bits).hexdigest()) != cfg["kept_sha256"]:
-        raise ValueError(
+        raise InvalidValue(
             f"pruned vocabulary: expected content {cfg['kept_sha256'][:12]}…, found {found[:12]}…; take tower.json "
             "from the run again"
         )

@@ -19,7 +19,8 @@ from open_clip.tokenizer import get_clean_fn
 from torch import Tensor
 
 from clip_distill.system import paths
-from clip_distill.tokens.encode import TokenizerSpec
+from clip_distill.system.errors import InvalidValue, MissingPackage, NotFound
+from clip_distill.tokens.spec import TokenizerSpec
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -88,12 +89,12 @@ def train(texts: Sequence[str], vocab_size: int, context_length: int = 77) -> To
         ImportError: `tokenizers` is not installed.
     """
     if vocab_size <= SMALLEST:
-        raise ValueError(
+        raise InvalidValue(
             f"student.options.vocab_size: expected more than {SMALLEST} tokens, those of bytes and special ones, "
             f"found {vocab_size}. 4,000 to 8,000 suit some ten thousand captions"
         )
     if not texts:
-        raise ValueError("student.tokenizer train: expected captions to train on, found none")
+        raise InvalidValue("student.tokenizer train: expected captions to train on, found none")
     _require_library()
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -126,7 +127,7 @@ def read(path: str, context_length: int = 77) -> TokenizerSpec:
     """
     place = paths.join(path, SOURCE) if paths.is_folder(path) else path
     if not paths.is_file(place):
-        raise FileNotFoundError(
+        raise NotFound(
             f"student.tokenizer {path!r}: expected `train`, or a tokenizer.json or a folder with one; nothing is there"
         )
     _require_library()
@@ -146,7 +147,7 @@ def describe(content: str, source: str, context_length: int) -> TokenizerSpec:
     known = (tokenizer.token_to_id(token) for token in (own, *PADS) if token)
     pad_id = next((id for id in known if id is not None), None)
     if pad_id is None:
-        raise ValueError(
+        raise InvalidValue(
             f"{source}: expected a token to pad with ({', '.join(PADS[:-1])}, or the file's own `padding`), found "
             "none. Add one: tokenizer.add_special_tokens(['[PAD]']), then tokenizer.save(…)"
         )
@@ -175,7 +176,7 @@ def load(spec: TokenizerSpec) -> NewTokenizer:
     _require_library()
     content = zlib.decompress(base64.b64decode(spec.cfg[CONTENT]))
     if (found := hashlib.sha256(content).hexdigest()) != spec.sha256:
-        raise ValueError(
+        raise InvalidValue(
             f"the student's tokenizer: expected content {spec.sha256[:12]}…, found {found[:12]}…; take tower.json from "
             "the run again"
         )
@@ -193,13 +194,15 @@ def _parse(content: str, source: str) -> Tokenizer:
     try:
         return Tokenizer.from_str(content)
     except Exception as error:  # tokenizers raises that very class
-        raise ValueError(f"{source}: expected a tokenizer.json of Hugging Face's tokenizers, found: {error}") from error
+        raise InvalidValue(
+            f"{source}: expected a tokenizer.json of Hugging Face's tokenizers, found: {error}"
+        ) from error
 
 
 def _require_library() -> None:
     try:
         import tokenizers  # noqa: F401
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackage(
             "a student with its own tokenizer needs Hugging Face's tokenizers: pip install 'clip-distill[transformers]'"
         ) from error

@@ -1,7 +1,7 @@
 """A tower on its own: what describes it, builds it, saves it and loads it.
 
 A `TowerSpec` is plain data (JSON), so that it can lie in a store's manifest, beside a student's weights, or in a
-checkpoint. Towers are open_clip's own classes, which is why they fit into an open_clip folder again (`export`).
+checkpoint. Towers are open_clip's own classes, which is why they fit into an open_clip folder again (`exports`).
 
 Shapes: B batch, L tokens, D embedding, S image side.
 """
@@ -20,6 +20,7 @@ from open_clip.model import _build_text_tower, _build_vision_tower
 from open_clip.transformer import TextTransformer
 from torch import nn
 
+from clip_distill.system.errors import NotFound
 from clip_distill.system.files import read_json, write_json
 from clip_distill.system.registry import resolve
 from clip_distill.towers.attention import exact_attention
@@ -106,7 +107,7 @@ def load_tower(folder: Path | str) -> tuple[TowerSpec, nn.Module]:
     if not (folder / SPEC_FILE).is_file() and (folder / "student" / SPEC_FILE).is_file():
         folder = folder / "student"
     if not (folder / SPEC_FILE).is_file():
-        raise FileNotFoundError(
+        raise NotFound(
             f"{folder}: expected a student ({SPEC_FILE} and {WEIGHTS_FILE}, written when `clip-distill fit` ends), "
             "found " + ("none of them" if folder.is_dir() else "no such folder")
         )

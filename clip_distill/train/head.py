@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
-from clip_distill.batches.datasets import DistillData
-from clip_distill.corpus.report import say
+from clip_distill.batches.loader import DistillData
 from clip_distill.evaluation.recall import mean_cosine
 from clip_distill.students.cut import CutBackbone
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.talk import progress, say
 from clip_distill.towers.spec import pick_device
 from clip_distill.train.distill import Distiller
 
@@ -86,7 +86,7 @@ def head_name(student: nn.Module) -> str:
         return "proj"
     elif isinstance(student, TextTransformer) and isinstance(student.text_projection, nn.Parameter):
         return "text_projection"
-    raise ValueError(
+    raise InvalidValue(
         f"student.probe: expected a student whose head is a linear map (vit, transformer) or timm_cut's two layers, "
         f"found {found}. Leave it out"
     )
@@ -131,7 +131,7 @@ def embed_without_head(module: Distiller, data: DistillData, samples: int, head:
     blocks = []
     student = module.student.to(device).eval()
     with headless(student, head), torch.compiler.set_stance("force_eager"):
-        for batch in tqdm(islice(loader, batches), "head", batches, delay=2, unit=" batches"):
+        for batch in progress(islice(loader, batches), "head", batches, unit=" batches"):
             features = module.embed(module.spec, student, batch.inputs.to(device))
             blocks.append((features.float().cpu(), batch.target))
     student.cpu()

@@ -10,8 +10,10 @@ import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.tuner.tuning import Tuner
 
+from clip_distill.system.talk import say
+
 if TYPE_CHECKING:
-    from clip_distill.batches.datasets import DistillData
+    from clip_distill.batches.loader import DistillData
     from clip_distill.train.training import Training
 
 LEAST, MOST, STEPS = 1e-5, 1e-1, 100
@@ -41,14 +43,14 @@ def find_lr(module: Training, data: DistillData, options: dict[str, Any]) -> flo
     if finder is None or not trainer.is_global_zero:
         return None
     rates, losses = finder.results["lr"], finder.results["loss"]
-    print("learning rate  loss (smoothed)")
+    say("learning rate  loss (smoothed)")
     for place in range(0, len(losses), max(1, len(losses) // SHOWN)):
-        print(f"{rates[place]:13.1e}  {losses[place]:.4f}")
+        say(f"{rates[place]:13.1e}  {losses[place]:.4f}")
     rate = steepest(rates, losses)
     if rate is None:
-        print("the loss never fell: look at the losses and targets, or train for more steps (--trainer.max_epochs)")
+        say("the loss never fell: look at the losses and targets, or train for more steps (--trainer.max_epochs)")
     else:
-        print(f"the loss fell fastest at {rate:.1e}: --optimizer.lr {rate:.1e}")
+        say(f"the loss fell fastest at {rate:.1e}: --optimizer.lr {rate:.1e}")
     return rate
 
 

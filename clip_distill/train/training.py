@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from clip_distill.pixels.views import normalise
 from clip_distill.recipe import Optimizer, Recipe
 from clip_distill.students.layers import drop_words, freeze, recompute, rest, skip_frozen, statistics_kept
+from clip_distill.system.errors import InvalidValue
 from clip_distill.towers.spec import TowerSpec
 from clip_distill.train.optimizer import lr_factor, make_optimizer
 from clip_distill.train.validation import Validation
@@ -103,7 +104,7 @@ class Training(L.LightningModule):
         """
         if not torch.isfinite(loss):
             values = ", ".join(f"{name} {part.item():.4g}" for name, part in parts.items())
-            raise ValueError(
+            raise InvalidValue(
                 f"the loss is {loss.item()} at step {self.global_step} ({values}). Lower --optimizer.lr, clip "
                 "gradients (--trainer.gradient_clip_val 1), or use --trainer.precision bf16-mixed instead of 16-mixed."
             )
@@ -168,7 +169,7 @@ class Training(L.LightningModule):
         whole = embeddings.new_zeros(total, embeddings.shape[1])
         whole[rows] = embeddings
         if (there := len(rows.unique())) != total:
-            raise ValueError(
+            raise InvalidValue(
                 f"recall is measured on the whole validation set: expected {total} rows, found {there}. "
                 "Leave trainer.limit_val_batches out"
             )
@@ -196,7 +197,7 @@ class Training(L.LightningModule):
 
     def on_fit_start(self) -> None:
         if self.average is not None and self.trainer.precision in ("bf16-true", "16-true"):
-            raise ValueError(
+            raise InvalidValue(
                 f"ema: expected weights in float32, which can be averaged; found --trainer.precision "
                 f"{self.trainer.precision}. Use bf16-mixed or 16-mixed"
             )
@@ -205,7 +206,7 @@ class Training(L.LightningModule):
         averaged = any(name.startswith("average.") for name in checkpoint["state_dict"])
         if averaged != (self.average is not None):
             found, wanted = ("one", "without") if averaged else ("none", "with")
-            raise ValueError(
+            raise InvalidValue(
                 f"expected a checkpoint {wanted} an average of the weights (--ema), found {found}. Resume with the "
                 "--ema that the run began with, or start it anew with --overwrite"
             )
@@ -216,7 +217,7 @@ class Training(L.LightningModule):
         optimizer = make_optimizer(self.student, options, fused=self.trainer.precision != "16-mixed")
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
-            raise ValueError(
+            raise InvalidValue(
                 "the learning rate's schedule needs an end: expected trainer.max_epochs or max_steps, found neither"
             )
         if math.isinf(self.trainer.num_training_batches):  # with max_steps alone, nobody has asked for the loader yet
@@ -235,4 +236,4 @@ def require_compiler() -> None:
     """
     candidates = [os.environ.get("CXX"), "g++", "clang++", "cl"]
     if not torch.cuda.is_available() and not any(shutil.which(each) for each in candidates if each):
-        raise ValueError("compile: expected a C++ compiler (g++ or clang++, or one named by CXX), found none")
+        raise InvalidValue("compile: expected a C++ compiler (g++ or clang++, or one named by CXX), found none")

@@ -1,0 +1,34 @@
+"""The verbs: one public function a file, whose signature and docstring are the command's flags and help, too."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from clip_distill.system.arguments import call
+
+
+def run(verb: str, argv: Sequence[str]) -> None:
+    """What `clip-distill VERB ARGUMENTS` does: call the verb's function, and print what it found out.
+
+    Args:
+        verb: A module of this room.
+        argv: Its arguments, as words.
+    """
+    module: Any = importlib.import_module(f"clip_distill.verbs.{verb}")
+    if hasattr(module, "VERBS"):
+        name = argv[0] if argv else "--help"
+        if name in ("-h", "--help"):
+            print(module.USAGE)
+            return
+        if name not in module.VERBS:
+            sys.exit(f"clip-distill {verb}: unknown verb {name!r}: expected one of {', '.join(module.VERBS)}")
+        result = call(f"{verb} {name}", module.VERBS[name], module.EXAMPLES[name], argv[1:])
+    elif hasattr(module, "command"):  # its settings are those of a recipe, and of Lightning's Trainer
+        result = module.command(argv)
+    else:
+        result = call(verb, getattr(module, verb), module.EXAMPLES, argv)
+    if hasattr(result, "show"):
+        result.show()

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clip_distill.cli import parsing
 from clip_distill.corpus.layout import Sources
+from clip_distill.system.arguments import Place, spelt
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.talk import say
 
 if TYPE_CHECKING:
     from clip_distill.benchmarking.measure import Subject
+    from clip_distill.benchmarking.report import BenchmarkReport
     from clip_distill.towers.spec import Tower
 
 EXAMPLES = """\
@@ -29,12 +32,12 @@ TABLE_FILE, CHART_FILE = "benchmark.json", "benchmark.png"
 
 
 def benchmark(
-    out: str,
-    store: str | None = None,
+    out: Place,
+    store: Place | None = None,
     teacher: str | None = None,
-    image_student: str | None = None,
-    text_student: str | None = None,
-    data: str | None = None,
+    image_student: Place | None = None,
+    text_student: Place | None = None,
+    data: Place | None = None,
     runtimes: list[Literal["eager", "compile", "onnx", "onnx-int8"]] | None = None,
     batch_sizes: list[int] | None = None,
     text_length: int = 16,
@@ -44,7 +47,7 @@ def benchmark(
     device: str = "auto",
     spin: bool = False,
     sources: Sources = Sources(),  # noqa: B008 - frozen, so one instance serves all calls
-) -> dict[str, Any]:
+) -> BenchmarkReport:
     """Measure parameters, FLOPs, file size, latency and memory of teacher and students in torch and ONNX Runtime.
 
     Each variant runs in a process of its own. They take turns, so that other work slows them down alike; all of one
@@ -70,20 +73,21 @@ def benchmark(
         sources: Other places for parts of the data.
 
     Returns:
-        The report that benchmark.json gets: machine, settings, variants.
+        The report; its `to_dict()` is what benchmark.json gets: machine, settings, variants.
     """
     import torch
 
     from clip_distill.benchmarking import chart
     from clip_distill.benchmarking.inputs import Inputs
     from clip_distill.benchmarking.measure import RUNTIMES, Settings, measure
-    from clip_distill.benchmarking.report import add_speedups, machine, show
+    from clip_distill.benchmarking.report import BenchmarkReport, add_speedups, machine
     from clip_distill.system.files import write_json
     from clip_distill.towers.spec import pick_device
 
+    store, image_student, text_student, data = map(spelt, (store, image_student, text_student, data))
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out: expected a folder, found the file {out}")
+        raise InvalidValue(f"--out: expected a folder, found the file {out}")
     settings = Settings(
         runtimes=tuple(runtimes or RUNTIMES),
         batch_sizes=tuple(batch_sizes or (1, 32)),
@@ -95,20 +99,18 @@ def benchmark(
     )
     settings.require_sound()
     if not chart.available():
-        print(f"no chart will be drawn: matplotlib is missing ({chart.INSTALL})")
+        say(f"no chart will be drawn: matplotlib is missing ({chart.INSTALL})")
     inputs = Inputs.of(data, sources, rows)
     report: dict[str, Any] = {"machine": machine(), "settings": dataclasses.asdict(settings), "variants": []}
     subjects = _subjects({"image": image_student, "text": text_student}, store, teacher)
     for _, each in itertools.groupby(subjects, lambda subject: subject.spec.tower):
         report["variants"] += measure(each, inputs, settings)
     add_speedups(report["variants"])
-    show(report)
     write_json(folder / TABLE_FILE, report)
-    print(f"every number: {folder / TABLE_FILE}")
     if chart.available():
         chart.draw(report, folder / CHART_FILE)
-        print(f"the chart: {folder / CHART_FILE}")
-    return report
+    picture = str(folder / CHART_FILE) if chart.available() else None
+    return BenchmarkReport(report, str(folder / TABLE_FILE), picture)
 
 
 def _subjects(students: dict[Tower, str | None], store: str | None, teacher: str | None) -> Iterator[Subject]:
@@ -125,9 +127,9 @@ def _subjects(students: dict[Tower, str | None], store: str | None, teacher: str
         info = teacher_of_store(store) if store is not None else None
         info = info or next((spec.teacher for spec, _ in loaded.values() if spec.teacher), None)
         if info is None:
-            raise ValueError("expected --store, --teacher, or a student that says which teacher it has; found none")
+            raise InvalidValue("expected --store, --teacher, or a student that says which teacher it has; found none")
         if info.get("ensemble"):
-            raise ValueError(f"{info['name']} is several teachers; name the one to measure with --teacher")
+            raise InvalidValue(f"{info['name']} is several teachers; name the one to measure with --teacher")
         name = info["name"]
     for tower in TOWERS:
         if chosen and tower not in chosen:
@@ -138,7 +140,3 @@ def _subjects(students: dict[Tower, str | None], store: str | None, teacher: str
         yield Subject("teacher", name, spec, module)
         if tower in chosen:
             yield Subject("student", chosen[tower], *loaded[tower])
-
-
-def main(argv: list[str]) -> None:
-    parsing.run("benchmark", benchmark, EXAMPLES, argv)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from clip_distill.cli import parsing
 from clip_distill.corpus.layout import Sources
+from clip_distill.system.arguments import Place, plain, spelt
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.talk import LOGGER, say
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,9 +43,9 @@ Running the same command again continues where it stopped, and adds what is new:
 
 
 def embed(
-    data: str | None,
-    teacher: str,
-    store: str,
+    data: Place | None,
+    teacher: str | type[Any],
+    store: Place,
     tower: Literal["image", "text", "both"] = "both",
     split: Literal["train", "val", "both"] = "both",
     views: int = 1,
@@ -82,18 +85,17 @@ def embed(
     from clip_distill.towers.spec import TOWERS, pick_device
 
     if views < 1 or (views > 1 and augment == "none"):
-        raise ValueError(
+        raise InvalidValue(
             f"expected views ≥ 1, and an augmentation where views > 1; found views={views}, augment={augment!r}"
         )
-    corpus = scan(data, sources)
-    for line in corpus.report.lines():
-        print(line)
+    corpus = scan(spelt(data), sources)
+    say(*corpus.report.lines())
     splits: tuple[Split, ...] = ("train", "val") if split == "both" else (split,)
     towers: tuple[Tower, ...] = TOWERS if tower == "both" else (tower,)
     for each, part in itertools.product(towers, splits):
         _items(corpus, each, part)  # a part that is missing should not wait for the teacher to end
     for each in towers:
-        spec, module = load_teacher(teacher, each)
+        spec, module = load_teacher(plain(teacher), each)
         runner = Runner(spec, module, pick_device(device), precision, batch_size, workers)
         for part in splits:
             augmented = part == "train" and each == "image" and views > 1
@@ -107,7 +109,7 @@ def embed(
                 dtype=dtype,
                 precision=precision,
             )
-            _embed_table(table_folder(store, each, part), made_by, corpus, runner, shard_rows)
+            _embed_table(table_folder(os.fspath(store), each, part), made_by, corpus, runner, shard_rows)
         del spec, module, runner  # before the next tower is loaded
 
 
@@ -139,12 +141,14 @@ def _embed_table(folder: Location, made_by: Manifest, corpus: Corpus, runner: Ru
     table = build_table(folder, made_by, items, partial(_embed_with, runner), shard_rows, try_again)
     if table is None:
         rank, world = process_rank()
-        print(f"{folder}: process {rank} of {world} has written its shards; the last one to end finishes the table")
+        LOGGER.info(
+            f"{folder}: process {rank} of {world} has written its shards; the last one to end finishes the table"
+        )
         return
     if made_by.views < table.manifest.views:
-        print(f"{folder}: has {table.manifest.views} views already, and keeps them; {made_by.views} asked for")
+        say(f"{folder}: has {table.manifest.views} views already, and keeps them; {made_by.views} asked for")
     skipped = "".join(f", {count} skipped ({reason})" for reason, count in table.manifest.skipped.items())
-    print(f"{folder}: {len(table)} rows × {table.manifest.views} × {table.manifest.dim}{skipped}")
+    say(f"{folder}: {len(table)} rows × {table.manifest.views} × {table.manifest.dim}{skipped}")
 
 
 def _embed_with(runner: Runner, made_by: Manifest) -> EmbedParts:
@@ -157,7 +161,3 @@ def _embed_with(runner: Runner, made_by: Manifest) -> EmbedParts:
         return partial(embed_texts, runner, title=title)
     views = Views(made_by.teacher["preprocess"], made_by.augment, made_by.seed)
     return partial(embed_images, runner, views=views, title=title)
-
-
-def main(argv: list[str]) -> None:
-    parsing.run("embed", embed, EXAMPLES, argv)

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clip_distill.cli import parsing
 from clip_distill.corpus.layout import Sources
+from clip_distill.system.arguments import Place, spelt
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.talk import say
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import torch
     from torch import Tensor, nn
 
+    from clip_distill.evaluation.report import EvaluationReport
     from clip_distill.evaluation.retrieval import Benchmark
     from clip_distill.towers.spec import Tower, TowerSpec
 
@@ -58,18 +61,18 @@ class Teacher:
 
 
 def evaluate(
-    data: str | None = None,
-    store: str | None = None,
+    data: Place | None = None,
+    store: Place | None = None,
     teacher: str | None = None,
-    image_student: str | None = None,
-    text_student: str | None = None,
+    image_student: Place | None = None,
+    text_student: Place | None = None,
     split: Literal["train", "val"] = "val",
-    out: str | None = None,
+    out: Place | None = None,
     device: str = "auto",
     batch_size: int = 64,
     workers: int = 1,
     sources: Sources = Sources(),  # noqa: B008 - frozen, so one instance serves all calls
-) -> dict[str, Any]:
+) -> EvaluationReport:
     """Measure retrieval over a whole split, text→image and image→text, for all pairings of teacher and students.
 
     Args:
@@ -87,23 +90,23 @@ def evaluate(
         sources: Other places for parts of the data.
 
     Returns:
-        The report that `out` gets: data, teacher, students, pairings.
+        The report; its `to_dict()` is what `out` gets: data, teacher, students, pairings.
     """
     from clip_distill.corpus.layout import scan
     from clip_distill.evaluation.loading import load_measured
-    from clip_distill.evaluation.report import show
+    from clip_distill.evaluation.report import EvaluationReport
     from clip_distill.system.files import write_json
     from clip_distill.towers.spec import pick_device
 
+    data, store, image_student, text_student, out = map(spelt, (data, store, image_student, text_student, out))
     if (store is None) == (teacher is None):
-        raise ValueError(f"expected either --store or --teacher, found store={store!r} and teacher={teacher!r}")
+        raise InvalidValue(f"expected either --store or --teacher, found store={store!r} and teacher={teacher!r}")
     if out is not None and Path(out).is_dir():
-        raise ValueError(f"--out: expected a JSON file, such as {Path(out) / 'result.json'}, found the folder {out}")
+        raise InvalidValue(f"--out: expected a JSON file, such as {Path(out) / 'result.json'}, found the folder {out}")
     names: dict[Tower, str | None] = {"image": image_student, "text": text_student}
     students = {tower: (name, *load_measured(name, tower)) for tower, name in names.items() if name is not None}
     corpus = scan(data, sources)
-    for line in corpus.report.lines():
-        print(line)
+    say(*corpus.report.lines())
     part = corpus.train if split == "train" else corpus.val
     images, captions = part.require_images(), part.require_captions()
     skipped: Counter[str] = Counter()
@@ -114,11 +117,9 @@ def evaluate(
         assert teacher is not None
         guide = _run_teacher(teacher, images, captions, skipped, how)
     report = {"data": _count(guide.benchmark, split, skipped), **_compare(guide, students, how)}
-    show(report)
     if out is not None:
         write_json(Path(out), report)
-        print(f"every number: {out}")
-    return report
+    return EvaluationReport(report, None if out is None else str(out))
 
 
 def _stored_teacher(
@@ -216,7 +217,7 @@ def _compare(
             student, ids = encode_images(spec, module, benchmark.images, how.device, how.batch_size, how.workers)
             if len(ids) != len(benchmark.images):
                 missing = sorted(set(benchmark.images.column("id").to_pylist()) - set(ids))
-                raise ValueError(f"{len(missing)} photos of the store can't be read now, for instance {missing[0]}")
+                raise InvalidValue(f"{len(missing)} photos of the store can't be read now, for instance {missing[0]}")
         else:
             student = encode_texts(spec, module, benchmark.captions, how.device, how.batch_size)
         teacher = embeddings[tower].get("teacher")
@@ -271,7 +272,3 @@ def _count(benchmark: Benchmark, split: str, skipped: Counter[str]) -> dict[str,
         "skipped_images": dict(skipped),
         "dropped_captions": benchmark.dropped,
     }
-
-
-def main(argv: list[str]) -> None:
-    parsing.run("evaluate", evaluate, EXAMPLES, argv)

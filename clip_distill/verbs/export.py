@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_distill.cli import parsing
 from clip_distill.exports import EXPORTS, ONNX_FILE
+from clip_distill.system.arguments import Place, plain, spelt
+from clip_distill.system.errors import AlreadyExists, InvalidValue
+from clip_distill.system.talk import say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,12 +32,12 @@ MARKS = ("open_clip_config.json", ONNX_FILE)  # one of them is in every folder t
 
 
 def export(
-    out: str,
-    store: str | None = None,
+    out: Place,
+    store: Place | None = None,
     teacher: str | None = None,
-    image_student: str | None = None,
-    text_student: str | None = None,
-    format: str = "open_clip",
+    image_student: Place | None = None,
+    text_student: Place | None = None,
+    format: str | type[Any] = "open_clip",
     overwrite: bool = False,
 ) -> Path:
     """Write a student, with the teacher's other tower or the other student, as a folder for other programs.
@@ -57,12 +59,12 @@ def export(
 
     folder = Path(out)
     _require_free(folder, overwrite)
-    write = resolve("export", EXPORTS, format)
-    towers, info = _load_towers({"image": image_student, "text": text_student}, store, teacher)
+    write = resolve("export", EXPORTS, plain(format))
+    towers, info = _load_towers({"image": spelt(image_student), "text": spelt(text_student)}, spelt(store), teacher)
     _write_aside(folder, lambda aside: write(aside, towers["image"], towers["text"], info))
-    print(f"{folder}: written, read back and compared")
+    say(f"{folder}: written, read back and compared")
     if format == "open_clip":
-        print(
+        say(
             "\nimport open_clip\n"
             f"model, _, preprocess = open_clip.create_model_and_transforms({f'local-dir:{folder}'!r})\n"
             f"tokenizer = open_clip.get_tokenizer({f'local-dir:{folder}'!r})"
@@ -79,7 +81,7 @@ def _load_towers(
 
     chosen = {tower: name for tower, name in names.items() if name is not None}
     if not chosen:
-        raise ValueError("expected --image_student, --text_student or both, found neither")
+        raise InvalidValue("expected --image_student, --text_student or both, found neither")
     towers = {tower: load_student(name, tower) for tower, name in chosen.items()}
     titles = {tower: f"student {name}" for tower, name in chosen.items()}
     info = teacher_of_store(store) if store is not None else None
@@ -87,13 +89,13 @@ def _load_towers(
     for tower in names.keys() - chosen.keys():
         name = teacher or (info or {}).get("name")
         if name is None:
-            raise ValueError(f"expected --store or --teacher, which has the {tower} tower; found neither")
+            raise InvalidValue(f"expected --store or --teacher, which has the {tower} tower; found neither")
         if info and info.get("ensemble") and teacher is None:
-            raise ValueError(f"expected both students: {name} is several teachers, and has no {tower} tower to write")
+            raise InvalidValue(f"expected both students: {name} is several teachers, and has no {tower} tower to write")
         towers[tower], titles[tower] = load_teacher(name, tower), f"teacher {name}"
         info = info or towers[tower][0].teacher
     if info is None:
-        raise ValueError("expected --store, since neither student says which teacher it has")
+        raise InvalidValue("expected --store, since neither student says which teacher it has")
     for tower, (spec, _) in towers.items():
         require_taught_by(titles[tower], spec, info)
     return towers, info
@@ -104,11 +106,9 @@ def _require_free(folder: Path, overwrite: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
-        raise FileExistsError(
-            f"{folder}: expected a new folder, found one; --overwrite true replaces an earlier export"
-        )
+        raise AlreadyExists(f"{folder}: expected a new folder, found one; --overwrite true replaces an earlier export")
     if not any((folder / name).is_file() for name in MARKS):
-        raise FileExistsError(f"{folder}: expected an earlier export to replace, found no {' or '.join(MARKS)} in it")
+        raise AlreadyExists(f"{folder}: expected an earlier export to replace, found no {' or '.join(MARKS)} in it")
 
 
 def _write_aside(folder: Path, write: Callable[[Path], None]) -> None:
@@ -123,7 +123,3 @@ def _write_aside(folder: Path, write: Callable[[Path], None]) -> None:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def main(argv: list[str]) -> None:
-    parsing.run("export", export, EXAMPLES, argv)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clip_distill.cli.parsing import new_parser
-from clip_distill.verbs.fit import add_trainer
+from clip_distill.system.arguments import Place, layer, new_parser, parse_keys, read_yaml
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.talk import say
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
     from clip_distill.planning.embedding import EmbedJob, EmbedMeasures
+    from clip_distill.planning.report import PlanReport
     from clip_distill.planning.training import FitJob
     from clip_distill.recipe import Recipe
+    from clip_distill.system.arguments import Parser
     from clip_distill.towers.spec import Tower
 
 DESCRIPTION = """Measure a few batches of every stage on this machine, and state what embed and fit will take: hours,
@@ -73,9 +75,10 @@ class Options:
     store: str | None = None
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """The options of embed that cost something, and a recipe's keys."""
     from clip_distill.recipe import Recipe
+    from clip_distill.train.settings import add_trainer
 
     result = new_parser("plan", DESCRIPTION, EXAMPLES)
     result.add_argument("--recipe", action="config", help="YAML as for fit; flags override it")
@@ -85,23 +88,68 @@ def parser() -> ArgumentParser:
     return result
 
 
-def main(argv: list[str]) -> None:
-    from clip_distill.planning.report import show
+def plan(recipe: Place | None = None, *, trainer: Mapping[str, Any] | None = None, **keys: Any) -> PlanReport:
+    """Measure a few batches of every stage on this machine, and state what embed and fit will take; nothing is stored.
+
+    Keywords are those of `embed` that cost something (`teacher`, `views`, `batch_size`, …), `seconds` for each stage,
+    and a recipe's keys as `fit` takes them; `clip-distill plan --help` lists them.
+
+    Args:
+        recipe: A YAML's path, or the name of one that the package ships; keywords override it.
+        trainer: Arguments of Lightning's Trainer.
+        keys: All others; `data` and `teacher` at least.
+
+    Returns:
+        Hours, disk, peak memory and the largest batch that fits; `to_dict()` has every number.
+
+    Raises:
+        Error: A setting does not exist or does not fit, or the data are not there.
+
+    Example:
+        >>> hours = cd.plan(data=DATA, teacher=TEACHER, tower="text", seconds=0.1).to_dict()["fit"]["text"]
+    """
+    arguments = parser()
+    base = {} if recipe is None else read_yaml(recipe)
+    given = layer({"trainer": trainer or {}, **keys}, base)
+
+    def read(file: str | None) -> Any:
+        return parse_keys(arguments, given if file is None else layer(given, read_yaml(file)))
+
+    return state(arguments, read)
+
+
+def command(argv: Sequence[str]) -> PlanReport:
+    """What `clip-distill plan` does."""
+    arguments = parser()
+
+    def read(file: str | None) -> Any:
+        return arguments.parse_args(argv if file is None else ["--recipe", file, *argv])
+
+    return state(arguments, read)
+
+
+def state(arguments: Parser, read: Callable[[str | None], Any]) -> PlanReport:
+    """Measure and state.
+
+    Args:
+        arguments: The parser of the settings.
+        read: Parses them, above those of a tower's own recipe where one is named.
+    """
+    from clip_distill.planning.report import PlanReport
     from clip_distill.system.files import write_json
 
-    arguments = parser()
-    config = arguments.instantiate(arguments.parse_args(argv))
+    config = arguments.instantiate(read(None))
     options = Options(**{each.name: config[each.name] for each in fields(Options)})
-    report = plan(options, configs_of(options, config, arguments, argv))
-    show(report)
+    report = measure(options, configs_of(options, config, lambda file: arguments.instantiate(read(file))))
     if options.out and options.out.endswith(".json"):
         write_json(Path(options.out), report)
-        print(f"written to {options.out}")
-    elif options.out:
-        print(f"{options.out} is the run's folder; to write the plan, name a file: --out plan.json")
+        return PlanReport(report, options.out)
+    if options.out:
+        say(f"{options.out} is the run's folder; to write the plan, name a file: --out plan.json")
+    return PlanReport(report)
 
 
-def configs_of(options: Options, config: Any, arguments: ArgumentParser, argv: list[str]) -> dict[Tower, Any]:
+def configs_of(options: Options, config: Any, read: Callable[[str], Any]) -> dict[Tower, Any]:
     """Tower → what is given for its student: a recipe of its own, where there is one, below the flags.
 
     Raises:
@@ -110,30 +158,27 @@ def configs_of(options: Options, config: Any, arguments: ArgumentParser, argv: l
     files: dict[Tower, str | None] = {"image": options.image_recipe, "text": options.text_recipe}
     if options.tower != "both":
         if any(files.values()):
-            raise ValueError(f"--image_recipe and --text_recipe: expected --tower both, found {options.tower}")
+            raise InvalidValue(f"--image_recipe and --text_recipe: expected --tower both, found {options.tower}")
         return {options.tower: config}
     if config["student"].name or config["student"].options:
-        raise ValueError(
+        raise InvalidValue(
             "--student says what one tower's student is: say which with --tower image or --tower text, or give each "
             "student its recipe, --image_recipe and --text_recipe"
         )
-    configs = {
-        tower: arguments.instantiate(arguments.parse_args(["--recipe", file, *argv])) if file else config
-        for tower, file in files.items()
-    }
+    configs = {tower: read(file) if file else config for tower, file in files.items()}
     for tower, each in configs.items():
         if each["tower"] not in (tower, "both"):
-            raise ValueError(f"--{tower}_recipe {files[tower]}: expected tower: {tower}, found {each['tower']}")
+            raise InvalidValue(f"--{tower}_recipe {files[tower]}: expected tower: {tower}, found {each['tower']}")
     image, text = configs.values()
     if (image["data"], image["sources"]) != (text["data"], text["sources"]):
-        raise ValueError(
+        raise InvalidValue(
             f"expected both students' recipes to name the same data, found {image['data']} and {text['data']}: "
             "say which with --data and --sources"
         )
     return configs
 
 
-def plan(options: Options, configs: dict[Tower, Any]) -> dict[str, Any]:
+def measure(options: Options, configs: dict[Tower, Any]) -> dict[str, Any]:
     """Measure, then extrapolate; see `plan.report.make_report`.
 
     Args:
@@ -144,9 +189,9 @@ def plan(options: Options, configs: dict[Tower, Any]) -> dict[str, Any]:
         ValueError: An option does not fit, or a process was killed while measuring.
     """
     from clip_distill.planning.embedding import measure_embed
-    from clip_distill.planning.memory import in_own_process
     from clip_distill.planning.report import make_report
     from clip_distill.planning.training import measure_fit
+    from clip_distill.system.processes import in_own_process
 
     check(options)
     recipes = {tower: recipe(options, config, tower) for tower, config in configs.items()}
@@ -161,12 +206,12 @@ def plan(options: Options, configs: dict[Tower, Any]) -> dict[str, Any]:
 def check(options: Options) -> None:
     """What would otherwise fail only after minutes."""
     if options.views < 1 or (options.views > 1 and options.augment == "none"):
-        raise ValueError(
+        raise InvalidValue(
             "expected views ≥ 1, and an augmentation where views > 1; "
             f"found views={options.views}, augment={options.augment!r}"
         )
     if min(options.batch_size, options.shard_rows) < 1 or options.seconds <= 0:
-        raise ValueError(
+        raise InvalidValue(
             "expected batch_size and shard_rows of 1 or more and seconds above 0, found "
             f"{options.batch_size}, {options.shard_rows} and {options.seconds}"
         )
@@ -175,9 +220,11 @@ def check(options: Options) -> None:
 def check_recipe(given: Recipe) -> None:
     """What can't be measured before there is a store."""
     if given.target != "stored":
-        raise ValueError("expected target: stored, found online: the planner measures students that learn from a store")
+        raise InvalidValue(
+            "expected target: stored, found online: the planner measures students that learn from a store"
+        )
     if given.loader.packed is not None or given.loader.features is not None:
-        raise ValueError(
+        raise InvalidValue(
             "expected neither loader.packed nor loader.features: a plan writes nothing, so there is no packed "
             "copy to measure. Leave them out: --loader.packed null --loader.features null"
         )

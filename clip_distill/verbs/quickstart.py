@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from clip_distill.cli import parsing
-
 EXAMPLES = """\
   # offline, about four minutes on two cores: draws photos, trains a teacher, distils two students from it
   clip-distill quickstart
@@ -26,10 +24,7 @@ def quickstart(out: str = "quickstart", data: str | None = None, teacher: str | 
     """
     from pathlib import Path
 
+    from clip_distill.verbs import run
     from clip_distill.walkthrough import flow
 
-    flow.run(Path(out), data, teacher, seed, flow.Budget() if data is None else flow.REAL)
-
-
-def main(argv: list[str]) -> None:
-    parsing.run("quickstart", quickstart, EXAMPLES, argv)
+    flow.run(Path(out), data, teacher, seed, flow.Budget() if data is None else flow.REAL, run)

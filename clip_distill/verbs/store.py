@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clip_distill.cli import parsing
 from clip_distill.corpus.layout import Corpus, Sources
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.talk import say
 
 if TYPE_CHECKING:
     from clip_distill.store.clip_retrieval import Column
@@ -60,7 +60,7 @@ def combine(stores: list[str], out: str, how: Literal["concat", "mean"] = "conca
     from clip_distill.store.ensemble import write_ensemble
 
     write_ensemble(Path(out), stores, how)
-    print(f"{out}: {how} of {', '.join(stores)}")
+    say(f"{out}: {how} of {', '.join(stores)}")
 
 
 def info(store: str) -> None:
@@ -154,7 +154,7 @@ def verify(store: str) -> None:
             + "\nCopy the damaged tables again, or delete their folders and run `clip-distill embed`."
         )
     files = sum(len(shard["sha256"]) for table in tables for shard in table.manifest.shards)
-    print(f"{store}: {len(tables)} tables, {files:,} files, all as written")
+    say(f"{store}: {len(tables)} tables, {files:,} files, all as written")
 
 
 def export(
@@ -190,16 +190,16 @@ def export(
     corpus = _corpus(data, sources)
     if corpus is not None:
         count = write(Path(out), _pairs(store, split, corpus), normalise, rows_per_file)
-        print(f"{out}: {count:,} pairs of photo and caption")
+        say(f"{out}: {count:,} pairs of photo and caption")
         return
     tables = {tower: table_folder(store, tower, split) for tower in TOWERS}
     tables = {tower: folder for tower, folder in tables.items() if (folder / MANIFEST).is_file()}
     if not tables:
-        raise ValueError(f"{store}: expected a finished table of the split {split!r}, found none")
+        raise InvalidValue(f"{store}: expected a finished table of the split {split!r}, found none")
     for tower, folder in tables.items():
         table = Store(folder)
         count = write(Path(out) / tower, {tower: Column(table, np.arange(len(table)))}, normalise, rows_per_file)
-        print(f"{Path(out) / tower}: {count:,} {tower}s")
+        say(f"{Path(out) / tower}: {count:,} {tower}s")
 
 
 def _corpus(data: str | None, sources: Sources) -> Corpus | None:
@@ -220,7 +220,7 @@ def _pairs(root: str, split: Split, corpus: Corpus) -> dict[str, Column]:
     image_rows, text_rows = images.find(captions.column("image_id")), texts.find(captions.column("text"))
     both = (image_rows >= 0) & (text_rows >= 0)
     if not both.any():
-        raise ValueError(f"{root}: expected pairs of the data's captions and photos, found none in the store")
+        raise InvalidValue(f"{root}: expected pairs of the data's captions and photos, found none in the store")
     return {"image": Column(images, image_rows[both]), "text": Column(texts, text_rows[both])}
 
 
@@ -264,7 +264,7 @@ def import_folder(
             table_folder(store, each, split), made_by, items_of(source, ids), read_with(source), shard_rows
         )
         rows = "shards of other processes are missing" if table is None else f"{len(table):,} rows"
-        print(f"{table_folder(store, each, split)}: {rows}, from {len(source.names):,}")
+        say(f"{table_folder(store, each, split)}: {rows}, from {len(source.names):,}")
 
 
 VERBS: dict[str, Any] = {
@@ -274,13 +274,3 @@ VERBS: dict[str, Any] = {
     "import": import_folder,
     "combine": combine,
 }
-
-
-def main(argv: list[str]) -> None:
-    verb = argv[0] if argv else "--help"
-    if verb in ("-h", "--help"):
-        print(USAGE)
-        return
-    if verb not in VERBS:
-        sys.exit(f"clip-distill store: unknown verb {verb!r}: expected one of {', '.join(VERBS)}")
-    parsing.run(f"store {verb}", VERBS[verb], EXAMPLES[verb], argv[1:])

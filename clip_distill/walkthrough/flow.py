@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import math
 import shlex
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from rich.table import Table
 from clip_distill.corpus.layout import scan
 from clip_distill.store.ensemble import open_table
 from clip_distill.students.cut import own_backbone, stage_depths
+from clip_distill.system.errors import AlreadyExists, InvalidValue
 from clip_distill.system.files import read_json, write_json
 from clip_distill.walkthrough.scenes import draw_dataset
 from clip_distill.walkthrough.teacher import train_teacher
@@ -77,15 +77,19 @@ REAL = Budget(
 )
 
 
+RunVerb = Callable[[str, Sequence[str]], None]  # as `clip-distill VERB ARGUMENTS`
+
+
 class Steps:
     """Runs steps and remembers how long each took.
 
     Args:
         console: Where their titles go.
+        run_verb: Runs a verb.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, run_verb: RunVerb) -> None:
+        self.console, self.run_verb = console, run_verb
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -101,10 +105,12 @@ class Steps:
     def run(self, title: str, verb: str, *arguments: str) -> None:
         """Run `clip-distill VERB ARGUMENTS` in this process."""
         with self.step(title, shlex.join(["clip-distill", verb, *arguments])):
-            importlib.import_module(f"clip_distill.verbs.{verb}").main(list(arguments))
+            self.run_verb(verb, arguments)
 
 
-def run(out: Path, data: str | None, teacher: str | None, seed: int, budget: Budget) -> dict[str, Any]:
+def run(
+    out: Path, data: str | None, teacher: str | None, seed: int, budget: Budget, run_verb: RunVerb
+) -> dict[str, Any]:
     """Draw, train, embed, fit both students, evaluate, export; then show the table.
 
     Args:
@@ -113,6 +119,7 @@ def run(out: Path, data: str | None, teacher: str | None, seed: int, budget: Bud
         teacher: The teacher's name, or None to train one; both are given, or neither.
         seed: Of the scenes, the teacher and the students.
         budget: How much is drawn and trained.
+        run_verb: Runs a verb in this process.
 
     Returns:
         What the table shows: `rows`, `seconds` by step, `exported`.
@@ -123,12 +130,12 @@ def run(out: Path, data: str | None, teacher: str | None, seed: int, budget: Bud
     """
     if (data is None) != (teacher is None):
         found = f"data={data!r} and teacher={teacher!r}"
-        raise ValueError(f"expected both --data and --teacher, or neither (which draws its own), found {found}")
+        raise InvalidValue(f"expected both --data and --teacher, or neither (which draws its own), found {found}")
     claim(out, {"data": data, "teacher": teacher, "seed": seed, **asdict(budget)})
     quieten()
     console = Console()
     console.width = max(console.width, MIN_WIDTH)
-    steps = Steps(console)
+    steps = Steps(console, run_verb)
     own_data = data is not None
     if data is None or teacher is None:
         data, folder = str(out / "data"), out / "teacher"
@@ -165,12 +172,12 @@ def claim(out: Path, made_from: dict[str, Any]) -> None:
             f"{key} {found.get(key)!r}, now {value!r}" for key, value in made_from.items() if found.get(key) != value
         ]
         if changed and (out / "store").exists():
-            raise FileExistsError(
+            raise AlreadyExists(
                 f"{out}: expected a quickstart of the same arguments, found another one ({'; '.join(changed)}); "
                 "choose another --out, or delete the folder"
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(
+        raise AlreadyExists(
             f"{out}: expected a new folder or an earlier quickstart's, found other files; choose another --out"
         )
     write_json(out / MARKER, made_from)

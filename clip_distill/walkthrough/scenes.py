@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
+from clip_distill.system.errors import AlreadyExists
 from clip_distill.system.files import read_json, write_json
+from clip_distill.system.talk import progress
 
 COLOURS = {
     "red": (220, 30, 30),
@@ -170,7 +171,7 @@ def draw_dataset(out: Path, train: int = 3000, val: int = 400, side: int = 64, s
     made_from = {"format": FORMAT, "train": train, "val": val, "side": side, "seed": seed}
     if out.exists():
         if not (out / MARKER).is_file():
-            raise FileExistsError(
+            raise AlreadyExists(
                 f"{out}: expected no folder or one of drawn scenes ({MARKER}), found other files; use another folder"
             )
         if read_json(out / MARKER) == made_from:
@@ -206,7 +207,7 @@ def write_split(
     folder.mkdir(parents=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index in tqdm(range(photos), desc=f"drawing {split} scenes", unit="photo"):
+    for index in progress(range(photos), desc=f"drawing {split} scenes", unit="photo"):
         scene = next(scenes)
         name = f"{split}_{index:06}.jpg"
         # full chroma: the default halves it, which smears colours over shapes a few pixels wide

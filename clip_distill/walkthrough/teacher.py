@@ -18,13 +18,15 @@ from open_clip import ClipLoss, CustomTextCLIP
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
-from tqdm import tqdm
 
 from clip_distill.corpus.layout import Split, scan
 from clip_distill.pixels.photos import read_image
 from clip_distill.pixels.views import normalise
+from clip_distill.system.errors import AlreadyExists
 from clip_distill.system.files import read_json, write_json
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.system.talk import progress
+from clip_distill.tokens.encode import tokenize
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import cut_padding
 
 FORMAT = 1  # raise it when the same arguments train something else, so that older teachers are trained again
@@ -87,7 +89,7 @@ def train_teacher(
     }
     if out.exists():
         if not (out / MARKER).is_file():
-            raise FileExistsError(
+            raise AlreadyExists(
                 f"{out}: expected no folder or a teacher trained here ({MARKER}), found other files; use another folder"
             )
         saved = read_json(out / MARKER)
@@ -137,7 +139,7 @@ def train(
     )
     random, contrast, losses = np.random.default_rng(seed), ClipLoss(), []
     model.train()
-    with tqdm(total=steps, desc="training the teacher", unit="step") as bar:
+    with progress(total=steps, desc="training the teacher", unit="step") as bar:
         for _ in range(epochs):
             order = random.permutation(len(pixels))
             for start in range(0, len(order) - batch_size + 1, batch_size):

@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from clip_distill.batches.datasets import Batch, Captions, DistillData, Images, LoaderOptions
+from clip_distill.batches.datasets import Batch, Captions, Images
+from clip_distill.batches.loader import DistillData, LoaderOptions
 from clip_distill.corpus.layout import scan
 from clip_distill.pixels.views import Views, normalise
 from clip_distill.recipe import Loader, Recipe, Student
 from clip_distill.store.ensemble import open_table
 from clip_distill.teachers import load_teacher
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.tokens.encode import tokenize
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import Tower
 from clip_distill.train.assemble import assemble
 

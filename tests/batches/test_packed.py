@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from clip_distill.batches import packed
-from clip_distill.batches.datasets import DistillData, Images
-from clip_distill.batches.packed import Contents, Packed, pack
+from clip_distill.batches.datasets import Images
+from clip_distill.batches.loader import DistillData
+from clip_distill.batches.pack import pack
+from clip_distill.batches.packed import Contents, Packed
 from clip_distill.cli import main as cli
 from clip_distill.recipe import Loader, Recipe, Student
 from clip_distill.store.table import StoreError
 from clip_distill.teachers import load_teacher
-from clip_distill.train.assemble import OnlineTarget, assemble
+from clip_distill.train.assemble import assemble
+from clip_distill.train.samples import OnlineTarget
 
 SMALL = {"input_resolution": 32, "patch_size": 16, "width": 16, "layers": 1, "heads": 2}
 SIDE = 8

@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from clip_distill.batches.photo_captions import PairBatch, PairData, PhotoCaptions, couple
+from clip_distill.batches.loader import PairData
+from clip_distill.batches.photo_captions import PairBatch, PhotoCaptions, couple
 from clip_distill.corpus.layout import scan
 from clip_distill.recipe import Loader, Recipe
 from clip_distill.store.table import Store, table_folder

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clip_distill.batches.workers import choose, cores, cores_for, step_seconds
+from clip_distill.batches.workers import choose, cores_for, step_seconds
 from clip_distill.recipe import Loader, Recipe, Student
+from clip_distill.system.cores import cores
 from clip_distill.train.assemble import assemble
 
 STUDENT = {"input_resolution": 32, "patch_size": 16, "width": 16, "layers": 1, "heads": 2}

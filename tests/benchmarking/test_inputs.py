@@ -11,7 +11,8 @@ import pytest
 from clip_distill.benchmarking.inputs import Inputs
 from clip_distill.benchmarking.job import Case
 from clip_distill.corpus.layout import Sources
-from clip_distill.tokens.encode import TokenizerSpec
+from clip_distill.tokens.encode import load_tokenizer
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import load_tower
 
 
@@ -48,7 +49,7 @@ def test_real_inputs_are_the_validation_split_in_whole_batches(tiny_data: Path, 
     captions = inputs.captions()
     assert len(set(captions)) == 10
     assert any(caption.startswith("there is a ") for caption in captions)
-    tokens = TokenizerSpec(**text.tokenizer).load()(captions)
+    tokens = load_tokenizer(TokenizerSpec(**text.tokenizer))(captions)
     assert np.array_equal(np.concatenate(inputs.compared(text, 5)), tokens.numpy())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -21,11 +20,9 @@ def test_the_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(f"  {verb} " in shown and text in shown for verb, text in cli.VERBS.items())
 
 
-def test_every_command_module_with_a_main_is_a_verb() -> None:
+def test_every_module_of_the_verbs_is_a_verb() -> None:
     folder = Path(cli.__file__).parents[1] / "verbs"
-    names = (path.stem for path in folder.glob("*.py"))
-    modules = {name: importlib.import_module(f"clip_distill.verbs.{name}") for name in names if name != "__init__"}
-    assert {name for name, module in modules.items() if hasattr(module, "main")} == set(cli.VERBS)
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(cli.VERBS)
 
 
 COMMANDS = [verb for verb in cli.VERBS if verb != "store"] + [f"store {verb}" for verb in store.VERBS]
@@ -47,7 +44,7 @@ def test_the_help_of_store_lists_its_own_verbs(capsys: pytest.CaptureFixture[str
     assert all(f"  {verb} " in shown for verb in store.VERBS)
 
 
-@pytest.mark.parametrize("argv", [["distill"], ["--verbose"]])
+@pytest.mark.parametrize("argv", [["distill"], ["--loud"]])
 def test_an_unknown_verb_lists_the_known_ones(argv: list[str]) -> None:
     with pytest.raises(SystemExit, match=f"unknown verb '{argv[0]}': expected one of embed, fit"):
         cli.main(argv)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from clip_distill.corpus.report import say
+from clip_distill.system.talk import say
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from clip_distill.cli import main as cli
 from clip_distill.exports.onnx import describe, export_tower, quantise, verify
 from clip_distill.system.files import read_json
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.tokens.encode import load_tokenizer, tokenize
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import TowerSpec, load_tower
 
 CAPTIONS = ["a red circle", "a blue square on yellow, seen from far away", "a dog", "there is a bar", "a frame"] * 2
@@ -65,7 +66,7 @@ def test_the_json_says_how_the_files_are_fed(exported: Path, tiny_runs: dict[str
             assert (value.name, value.shape) == (info[tower][kind]["name"], info[tower][kind]["shape"])
         assert info[tower]["min_cosine_to_torch"] > 0.9999
         assert info["teacher"]["embed_dim"] == info[tower]["output"]["shape"][1] == spec.embed_dim
-    assert TokenizerSpec(**info["text"]["tokenizer"]).load()(["a dog"]).shape == (1, 77)
+    assert load_tokenizer(TokenizerSpec(**info["text"]["tokenizer"]))(["a dog"]).shape == (1, 77)
     assert info["image"]["preprocess"]["std"] == [0.25] * 3
     assert info["teacher"]["logit_scale"] > 1
 

@@ -15,8 +15,9 @@ from clip_distill.cli import main as cli
 from clip_distill.exports.vocabulary import expand_vocabulary
 from clip_distill.students import make_student
 from clip_distill.teachers import load_teacher
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.tokens.encode import load_tokenizer, tokenize
 from clip_distill.tokens.pruned import prune
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import save_tower
 
 CORPUS = ["a dog runs on the beach", "two dogs run"]
@@ -49,7 +50,7 @@ def test_open_clip_gives_captions_of_the_corpus_the_same_embeddings(
 def test_a_dropped_tokens_row_is_the_mean_of_its_pieces(make_record: Callable[..., dict[str, Any]]) -> None:
     spec, student = pruned_student(make_record(8))
     whole, expanded = expand_vocabulary(spec, student)
-    tokenizer: Any = TokenizerSpec(**spec.tokenizer).load()
+    tokenizer: Any = load_tokenizer(TokenizerSpec(**spec.tokenizer))
     zebra = open_clip.SimpleTokenizer().encoder["zebra</w>"]
     pieces = tokenizer.encode("zebra")
     assert len(pieces) > 1

@@ -14,7 +14,7 @@ from clip_distill.original import command, trainer
 from clip_distill.original.flags import STUDENT_FLAGS, make_parser, parse
 from clip_distill.students.image import vit
 from clip_distill.students.text import transformer
-from clip_distill.verbs import fit
+from clip_distill.train.settings import fit_parser
 
 IMAGE = ["--dataset=image_dataset", "--model_name=model_image_distilled"]
 TEXT = ["--dataset=text_dataset", "--model_name=model_text_distilled"]
@@ -35,7 +35,7 @@ def plan(*argv: str, gpus: int = 4) -> command.Plan:
 
 def recipe(made: command.Plan) -> Any:
     """What `clip-distill fit` understands."""
-    return fit.parser().parse_args(made.fit[1:])
+    return fit_parser().parse_args(made.fit[1:])
 
 
 @pytest.mark.parametrize(("words", "tower"), [(IMAGE, "image"), (TEXT, "text")])

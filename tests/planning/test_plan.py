@@ -16,12 +16,13 @@ import torch
 from clip_distill.corpus.layout import Split
 from clip_distill.planning import estimate
 from clip_distill.planning.estimate import Rate
-from clip_distill.planning.memory import PeakMemory, available_bytes, in_own_process, largest_that_fits
+from clip_distill.planning.memory import largest_that_fits
 from clip_distill.planning.report import duration, size, steps_per_epoch
 from clip_distill.planning.stand_in import RandomStore, random_validation
 from clip_distill.planning.timing import timed, timed_steps
 from clip_distill.store.table import Manifest
-from clip_distill.tokens.encode import Ragged
+from clip_distill.system.processes import PeakMemory, available_bytes, in_own_process
+from clip_distill.tokens.ragged import Ragged
 
 MIB = 2**20
 

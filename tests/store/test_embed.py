@@ -23,7 +23,8 @@ from clip_distill.store.embed import Runner, embed_texts
 from clip_distill.store.ensemble import open_table
 from clip_distill.store.table import StoreError
 from clip_distill.teachers import load_teacher
-from clip_distill.tokens.encode import TokenizerSpec
+from clip_distill.tokens.encode import load_tokenizer
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import TowerSpec
 
 CAPTIONS = ["a dog", "two children in the snow with a very red ball", "", "grass", "a dog runs " * 40]
@@ -83,7 +84,7 @@ def test_captions_cut_to_their_length_give_the_embeddings_of_padded_ones(causal:
     [(_, shard)] = embed_texts(runner, texts, [Part(0, 0, len(CAPTIONS))], range(1), "captions")
     assert widths == ([3, 12, 77] if causal else [77, 77, 77])
     with torch.inference_mode():
-        padded = module(tokenizer.load()(CAPTIONS)).numpy()
+        padded = module(load_tokenizer(tokenizer)(CAPTIONS)).numpy()
     assert np.abs(shard.views[0] - padded).max() <= 1e-5
     assert shard.ids == CAPTIONS
 

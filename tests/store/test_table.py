@@ -130,7 +130,7 @@ def test_what_is_no_store_or_unfinished_or_renamed_is_said(synthetic: SimpleName
 
 
 def test_tokens_of_all_shards_are_joined(synthetic: SimpleNamespace, tmp_path: Path) -> None:
-    from clip_distill.tokens.encode import Ragged
+    from clip_distill.tokens.ragged import Ragged
 
     tokens = [Ragged(np.arange(n * 2, dtype=np.uint16), np.arange(n + 1) * 2) for n in (3, 2)]
     plain = synthetic.embed_with()

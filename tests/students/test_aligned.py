@@ -10,7 +10,9 @@ from clip_distill.students.aligned import translate_table, translation_table
 from clip_distill.students.inherit import inherit
 from clip_distill.students.text import transformer
 from clip_distill.teachers import load_teacher
-from clip_distill.tokens.encode import Ragged, TokenizerSpec, starts, tokenize
+from clip_distill.tokens.encode import tokenize
+from clip_distill.tokens.ragged import Ragged, starts
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.tokens.trained import train
 
 WORDS = {"red": "红", "blue": "蓝", "green": "绿", "dog": "狗", "cat": "猫", "house": "屋"}

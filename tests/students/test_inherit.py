@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from clip_distill.students import make_student
 from clip_distill.students.inherit import Select, inherit
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.tokens.encode import tokenize
 from clip_distill.tokens.pruned import kept_ids, prune
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import Tower, TowerSpec
 
 Record = Callable[..., dict[str, Any]]

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoTokenizer
 
 from clip_distill.students import make_student
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.tokens.encode import tokenize
 from clip_distill.tokens.hugging_face import describe
+from clip_distill.tokens.spec import TokenizerSpec
 
 SMALL = {"transformer_width": 16, "transformer_layers": 2, "transformer_heads": 2, "context_length": 12}
 

@@ -24,7 +24,8 @@ from clip_distill.store.table import flatten
 from clip_distill.system.hub import reachable
 from clip_distill.teachers import load_teacher
 from clip_distill.teachers.open_clip import read_config, split_name
-from clip_distill.tokens.encode import TokenizerSpec, identity, tokenize
+from clip_distill.tokens.encode import load_tokenizer, tokenize
+from clip_distill.tokens.spec import TokenizerSpec, identity
 from clip_distill.towers.spec import TOWERS
 
 TEXTS = ["a dog", "Two dogs &amp; a cat on the grass, in the snow", "", "the " * 100]
@@ -129,10 +130,10 @@ def test_a_copied_folder_is_the_same_teacher(tmp_path: Path, make_tokenizer: Cal
     changed = load_teacher(f"local-dir:{tmp_path / 'there'}", "text")[0].teacher
     assert identity(changed["tokenizer"]) != identity(here["tokenizer"])
     with pytest.raises(ValueError, match="has changed: expected content"):
-        TokenizerSpec(**there["tokenizer"]).load()
+        load_tokenizer(TokenizerSpec(**there["tokenizer"]))
     shutil.rmtree(tmp_path / "there")
     with pytest.raises(ValueError, match="If the folder has moved"):
-        TokenizerSpec(**there["tokenizer"]).load()
+        load_tokenizer(TokenizerSpec(**there["tokenizer"]))
 
 
 def test_other_weights_are_another_teacher(tmp_path: Path) -> None:

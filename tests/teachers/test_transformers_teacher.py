@@ -19,8 +19,9 @@ from clip_distill.pixels.views import Views, normalise
 from clip_distill.store.table import flatten
 from clip_distill.teachers import load_teacher
 from clip_distill.teachers.transformers import preprocess_cfg
-from clip_distill.tokens.encode import TokenizerSpec, identity, tokenize
+from clip_distill.tokens.encode import load_tokenizer, tokenize
 from clip_distill.tokens.hugging_face import describe
+from clip_distill.tokens.spec import TokenizerSpec, identity
 from clip_distill.towers.spec import TOWERS
 
 transformers = pytest.importorskip("transformers")
@@ -127,7 +128,7 @@ def test_the_end_survives_where_it_is_also_the_padding(teachers: dict[str, str])
     tokens = tokenize(spec, TEXTS)
     assert (tokens.flat[tokens.offsets[1:] - 1] == END).all()
     assert tokens.lengths.tolist() == [3, 10, 1, 16]
-    assert torch.equal(tokens.pad(spec.pad_id, 16), spec.load()(TEXTS))
+    assert torch.equal(tokens.pad(spec.pad_id, 16), load_tokenizer(spec)(TEXTS))
 
 
 def test_siglips_own_tokenizer(tmp_path: Path) -> None:

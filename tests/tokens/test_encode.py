@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from open_clip.tokenizer import SimpleTokenizer
 
 from clip_distill.tokens import encode as tokens
-from clip_distill.tokens.encode import Ragged, TokenizerSpec, identity, starts, tokenize
+from clip_distill.tokens.encode import tokenize
+from clip_distill.tokens.ragged import Ragged, starts
+from clip_distill.tokens.spec import TokenizerSpec, identity
 
 FLICKR = Path(__file__).parents[2].parent / "shared" / "flickr8k"
 CLIP = TokenizerSpec("clip", 77, 49408)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from open_clip import SimpleTokenizer
 
 from clip_distill.corpus.layout import scan
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.tokens.encode import load_tokenizer, tokenize
 from clip_distill.tokens.pruned import PrunedTokenizer, kept_ids, prune, whole
+from clip_distill.tokens.spec import TokenizerSpec
 
 CLIP = TokenizerSpec("clip", 77, 49408)
 CORPUS = ["a dog runs on the beach", "two dogs run", "a brown cat isn't running", "une crêpe à 3€"]
@@ -26,7 +27,7 @@ def pruned(corpus: list[str] = CORPUS, **options: int) -> TokenizerSpec:
 
 
 SPEC = pruned()
-TOKENIZER: Any = SPEC.load()
+TOKENIZER: Any = load_tokenizer(SPEC)
 SIMPLE = SimpleTokenizer()
 
 
@@ -50,7 +51,7 @@ def test_the_table_has_the_corpus_the_bytes_and_the_ends() -> None:
 
 def test_an_unseen_word_is_spelt_by_undoing_merges_down_to_kept_tokens() -> None:
     corpus = ["ze bra"]  # "zebra" is the merge of ze and bra</w>, one of which is here
-    tokenizer: Any = pruned(corpus).load()
+    tokenizer: Any = load_tokenizer(pruned(corpus))
     names = [tokenizer.decoder[int(tokenizer.kept[id])] for id in tokenizer.encode("zebra")]
     assert names == ["z", "e", "bra</w>"]
     assert tokenizer.decode(tokenizer.encode("a zebra crossing")).strip() == "a zebra crossing"
@@ -82,7 +83,7 @@ def test_rare_tokens_go_and_common_ones_stay() -> None:
 def test_a_spec_survives_json_and_gives_the_whole_one_back() -> None:
     again = TokenizerSpec(**json.loads(json.dumps(SPEC.as_dict())))
     assert again == SPEC
-    assert isinstance(again.load(), PrunedTokenizer)
+    assert isinstance(load_tokenizer(again), PrunedTokenizer)
     assert whole(SPEC) == CLIP
     assert len(json.dumps(SPEC.as_dict())) < 3000
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from clip_distill.tokens.encode import TokenizerSpec, tokenize
+from clip_distill.tokens.encode import load_tokenizer, tokenize
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.tokens.trained import END, PAD, START, NewTokenizer, load, read, train
 
 CORPUS = ["一只狗在海滩上跑。", "两只狗在雪地里跑。", "一个女孩穿着红色的衣服。", "a dog runs", "two dogs run"] * 4
@@ -70,11 +71,11 @@ def test_the_same_captions_give_the_same_tokenizer_in_another_process() -> None:
 
 def test_a_spec_survives_json_and_damage_is_noticed() -> None:
     copy = TokenizerSpec(**json.loads(json.dumps(SPEC.as_dict())))
-    assert torch.equal(copy.load()(CORPUS), TOKENIZER(CORPUS))
+    assert torch.equal(load_tokenizer(copy)(CORPUS), TOKENIZER(CORPUS))
     ragged = tokenize(copy, CORPUS)
     assert torch.equal(ragged.pad(copy.pad_id, copy.context_length), TOKENIZER(CORPUS))
     with pytest.raises(ValueError, match="expected content 0000"):
-        dataclasses.replace(SPEC, sha256="0" * 64).load()
+        load_tokenizer(dataclasses.replace(SPEC, sha256="0" * 64))
 
 
 def test_open_clip_reads_what_it_saves_alike(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_a_file_or_its_folder_is_read(tmp_path: Path) -> None:
     backend.save(str(tmp_path / "tokenizer.json"))
     for path in (tmp_path, tmp_path / "tokenizer.json"):
         assert read(str(path)) == SPEC  # the file's own padding and truncation give way
-    assert read(str(tmp_path), 12).load()(["狗"]).shape == (1, 12)
+    assert load_tokenizer(read(str(tmp_path), 12))(["狗"]).shape == (1, 12)
 
 
 def test_files_that_will_not_do_are_refused(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from clip_distill.cli import main as cli
 from clip_distill.students import make_student
 from clip_distill.towers.spec import load_tower
+from clip_distill.train.begin import new_student
 from clip_distill.train.head import STRENGTH, embed_without_head, head_name, ridge, set_head
-from clip_distill.verbs import fit
+from clip_distill.train.settings import fit_parser, to_recipe
 
 STUDENTS = {
     "vit": ("image", "vit", "{input_resolution: 32, patch_size: 16, width: 32, layers: 1, heads: 2}"),
@@ -33,9 +34,9 @@ def arguments(student: str, data: Path, store: Path, out: Path, *options: str) -
 
 def make(*given: Any) -> tuple[Any, Any]:
     """The module and its data, as `fit` begins with them."""
-    parser = fit.parser()
-    recipe, _ = fit.to_recipe(parser, parser.parse_args(arguments(*given)))
-    module, data, _ = fit.new_student(recipe, fresh=True)
+    parser = fit_parser()
+    recipe, _ = to_recipe(parser, parser.parse_args(arguments(*given)))
+    module, data, _ = new_student(recipe, fresh=True)
     return module, data
 
 

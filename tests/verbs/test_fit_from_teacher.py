@@ -11,7 +11,7 @@ import torch
 from clip_distill.cli import main as cli
 from clip_distill.store.ensemble import write_ensemble
 from clip_distill.teachers import load_teacher
-from clip_distill.tokens.encode import TokenizerSpec
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import load_tower
 
 

@@ -15,7 +15,7 @@ import torch
 from clip_distill.cli import main as cli
 from clip_distill.recipe import Loss, Recipe
 from clip_distill.store.ensemble import open_table
-from clip_distill.train.bank import load_context
+from clip_distill.train.tables import draw_bank, open_tables
 
 TINY = {
     "image": "{input_resolution: 32, patch_size: 16, width: 32, layers: 1, heads: 2}",
@@ -90,7 +90,7 @@ def test_a_resumed_run_with_a_queue_and_a_bank_gives_the_weights_of_an_uninterru
 
 def bank(store: Path, tower: str = "image", seed: int = 0, **options: Any) -> torch.Tensor:
     recipe = Recipe(tower, None, str(store), "out", loss=Loss(["bank_kl"], **options), seed=seed)  # type: ignore[arg-type]
-    return load_context(recipe, open_table(store, tower, "val"))["bank"]
+    return draw_bank(recipe.loss, open_tables(recipe), recipe.one, seed)["bank"]
 
 
 def test_the_bank_is_a_sample_of_the_other_towers_training_table(tiny_views_store: Path) -> None:

@@ -16,7 +16,8 @@ from clip_distill.corpus.layout import Sources, scan
 from clip_distill.evaluation.retrieval import encode_texts
 from clip_distill.recipe import Recipe, Student
 from clip_distill.store.ensemble import open_table
-from clip_distill.tokens.encode import TokenizerSpec
+from clip_distill.tokens.encode import load_tokenizer
+from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.tokens.trained import load, train
 from clip_distill.towers.spec import load_tower
 from clip_distill.train.assemble import assemble
@@ -78,7 +79,7 @@ def test_a_translations_target_is_its_originals_embedding(originals: bool, world
         "text", *paths, student, sources=sources, translations=str(world.parallel), translations_originals=originals
     )
     module, data = assemble(recipe)
-    tokenizer: Any = TokenizerSpec(**module.spec.tokenizer).load()
+    tokenizer: Any = load_tokenizer(TokenizerSpec(**module.spec.tokenizer))
     store = open_table(world.store, "text", "train")
     captions = store.ids.to_pylist()
     expected = [*map(translate, captions), *(captions if originals else [])]
@@ -140,7 +141,7 @@ def test_a_resumed_run_keeps_its_tokenizer(world: World, tmp_path: Path) -> None
 
 def test_a_tokenizer_file_is_taken_and_its_place_forgotten(run: Path, world: World, tmp_path: Path) -> None:
     spec, _ = load_tower(run)
-    tokenizer: Any = TokenizerSpec(**spec.tokenizer).load()
+    tokenizer: Any = load_tokenizer(TokenizerSpec(**spec.tokenizer))
     tokenizer.tokenizer.save_pretrained(tmp_path / "tokenizer")
     world.fit(tmp_path / "run", "--student.tokenizer", str(tmp_path / "tokenizer"))
     again, _ = load_tower(tmp_path / "run")

@@ -15,6 +15,7 @@ from PIL import Image
 from clip_distill.cli.main import main
 from clip_distill.teachers import load_teacher
 from clip_distill.towers.spec import count_parameters, load_tower
+from clip_distill.verbs import run
 from clip_distill.walkthrough import flow
 from clip_distill.walkthrough.scenes import draw_dataset
 from clip_distill.walkthrough.teacher import captions_by_photo, read_pixels, train_teacher
@@ -30,7 +31,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("quickstart") / "out"
-    return out, flow.run(out, None, None, 0, TINY)
+    return out, flow.run(out, None, None, 0, TINY, run)
 
 
 def test_the_teacher_learns_and_open_clip_loads_it(scenes: Path, tmp_path: Path) -> None:
@@ -120,8 +121,8 @@ def test_own_data_and_teacher_and_a_second_run(
     budget = replace(flow.REAL, image_samples=24, text_samples=72)
     out = tmp_path / "mine"
     with pytest.raises(ValueError, match="nowhere"):
-        flow.run(out, str(tiny_data), "local-dir:nowhere", 0, budget)
-    result = flow.run(out, str(tiny_data), tiny_teacher, 0, budget)
+        flow.run(out, str(tiny_data), "local-dir:nowhere", 0, budget, run)
+    result = flow.run(out, str(tiny_data), tiny_teacher, 0, budget, run)
     assert next(iter(result["seconds"])) == "embed"
     assert not (out / "data").exists() and not (out / "teacher").exists()
     shown = capsys.readouterr().out
@@ -130,10 +131,10 @@ def test_own_data_and_teacher_and_a_second_run(
     assert "both students" in shown and f"--data {tiny_data}" in shown
     manifest = out / "store/image-train/manifest.json"
     made = manifest.stat().st_mtime_ns
-    flow.run(out, str(tiny_data), tiny_teacher, 0, budget)
+    flow.run(out, str(tiny_data), tiny_teacher, 0, budget, run)
     assert manifest.stat().st_mtime_ns == made, "the store is kept"
     with pytest.raises(FileExistsError, match="seed 0, now 1"):
-        flow.run(out, str(tiny_data), tiny_teacher, 1, budget)
+        flow.run(out, str(tiny_data), tiny_teacher, 1, budget, run)
 
 
 def test_a_teacher_with_a_backbone_of_stages_gives_its_first_ones_to_the_image_student(
@@ -141,7 +142,7 @@ def test_a_teacher_with_a_backbone_of_stages_gives_its_first_ones_to_the_image_s
 ) -> None:
     teacher = make_teacher(tmp_path / "teacher", custom_text=True, timm_model="test_efficientnet")
     budget, out = replace(flow.REAL, image_samples=24, text_samples=72), tmp_path / "mine"
-    result = flow.run(out, str(tiny_data), teacher, 0, budget)
+    result = flow.run(out, str(tiny_data), teacher, 0, budget, run)
     _, trunk = load_tower(out / "runs/image")
     theirs = load_teacher(teacher, "image")[1].get_parameter("trunk.blocks.0.0.conv.weight")
     assert torch.equal(trunk.get_parameter("trunk.blocks.0.0.conv.weight"), theirs)

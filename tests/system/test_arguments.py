@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from clip_distill.cli.parsing import run
-from clip_distill.verbs.fit import parser
+from clip_distill.system.arguments import call
+from clip_distill.train.settings import fit_parser
 
 
 def join(word: str, loud: bool = False, count: int = 1, twice: bool = False) -> tuple[str, bool, int, bool]:
@@ -33,19 +33,19 @@ def join(word: str, loud: bool = False, count: int = 1, twice: bool = False) -> 
     ],
 )
 def test_a_switch_needs_no_value(line: str, loud: bool, twice: bool) -> None:
-    assert run("join", join, "", line.split()) == ("a", loud, 1, twice)
+    assert call("join", join, "", line.split()) == ("a", loud, 1, twice)
 
 
 def test_another_flag_does(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        run("join", join, "", ["--word", "a", "--count"])
+        call("join", join, "", ["--word", "a", "--count"])
     assert "--count: expected one argument" in capsys.readouterr().err
 
 
 def test_the_switches_of_a_recipe(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("{tower: text, data: D, store: S, out: O, resume: false}", encoding="utf-8")
-    config = parser().parse_args(
+    config = fit_parser().parse_args(
         ["--recipe", str(recipe), "--resume", "--sources.recursive", "--trainer.max_epochs", "2"]
     )
     assert config.resume is True and config.sources.recursive is True and config.trainer.max_epochs == 2

@@ -1,0 +1,159 @@
+"""Arguments from typed signatures: on a command line, in a YAML, from Python; jsonargparse with a few habits."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import itertools
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from clip_distill.system.errors import InvalidValue, NotFound
+
+Place = str | os.PathLike[str]  # a folder, a file or a URL
+SPELT = {  # types in the help, in words
+    "Union[str, PathLike[str], null]": "path | null",
+    "Optional[list[str | PathLike[str]]]": "list of paths | null",
+    "list[str | PathLike[str]]": "list of paths",
+    "str | PathLike[str]": "path",
+    "type[Any]": "class",
+}
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser, in which a switch needs no value: `--resume` is `--resume true`."""
+
+    def parse_args(  # type: ignore[override]  # argparse has overloads by type of namespace
+        self, args: Sequence[str] | None = None, *rest: Any, **more: Any
+    ) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        switches = {name for action in self._actions if is_switch(action) for name in action.option_strings}
+        filled = []
+        for word, following in itertools.zip_longest(words, words[1:], fillvalue="--"):
+            filled += [word, "true"] if word in switches and following.startswith("--") else [word]
+        return super().parse_args(filled, *rest, **more)
+
+
+def is_switch(action: argparse.Action) -> bool:
+    """Whether an option is true or false, and nothing else."""
+    return getattr(action, "_typehint", action.type) is bool
+
+
+class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """jsonargparse's help, with line breaks of the examples kept, and types in words."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text: str = super()._expand_help(action)
+        for spelling, words in SPELT.items():
+            text = text.replace(spelling, words)
+        return text
+
+
+def new_parser(verb: str, description: str, examples: str) -> Parser:
+    """A parser for `clip-distill VERB`.
+
+    Args:
+        verb: The verb.
+        description: What it does, in a sentence or two.
+        examples: Commands to copy, shown below the options.
+    """
+    return Parser(
+        prog=f"clip-distill {verb}",
+        description=description,
+        epilog="examples:\n" + examples,
+        formatter_class=Formatter,
+    )
+
+
+def call(verb: str, function: Callable[..., Any], examples: str, argv: Sequence[str]) -> Any:
+    """Parse words by the signature and docstring of a function, call it, return what it returns."""
+    summary = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0]
+    parser = new_parser(verb, summary, examples)
+    parser.add_function_arguments(function, as_group=False)
+    arguments = parser.parse_args(argv)
+    return function(**parser.instantiate(arguments).as_dict())
+
+
+def read_yaml(place: Place) -> dict[str, Any]:
+    """The settings of a YAML, not checked yet.
+
+    Raises:
+        NotFound: It is not there.
+        InvalidValue: It is no mapping of keys to values.
+    """
+    if not os.path.isfile(place):
+        raise NotFound(f"{os.fspath(place)}: expected a recipe's YAML, found nothing there")
+    with open(place, encoding="utf-8") as file:
+        try:
+            found = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise InvalidValue(f"{os.fspath(place)}: expected a recipe's YAML, found: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidValue(f"{os.fspath(place)}: expected a recipe's keys and values, found {type(found).__name__}")
+    return found
+
+
+def layer(keys: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings above others: nested (`{"student": {"init": "teacher"}}`, which keeps the base's other keys of
+    `student`), or by dotted names (`{"student.init": "teacher"}`)."""
+    nested: dict[str, Any] = plain(base)
+    for name, value in keys.items():
+        *above, last = name.split(".")
+        place = nested
+        for part in above:
+            place = place.setdefault(part, {})
+        given = plain(value)
+        whole = above or not (isinstance(given, dict) and isinstance(place.get(last), dict))
+        place[last] = given if whole else place[last] | given
+    return nested
+
+
+def parse_keys(parser: Parser, keys: Mapping[str, Any]) -> Any:
+    """What `parse_args` gives for the same settings as flags.
+
+    Raises:
+        InvalidValue: A key does not exist, a value does not fit, or a required one is missing.
+    """
+    parser.exit_on_error = False
+    try:
+        return parser.parse_object(dict(keys))
+    except argparse.ArgumentError as error:
+        raise InvalidValue(str(error)) from error
+
+
+def spelt(place: Place | None) -> str | None:
+    """A place as a string; a run or a path may be given for it."""
+    return None if place is None else os.fspath(place)
+
+
+def plain(value: Any) -> Any:
+    """A value as a YAML would have it: paths as strings, a class or function of the user's own as `module:Attr`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and not isinstance(value, os.PathLike):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(name): plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return name_of(value) if inspect.isclass(value) or inspect.isfunction(value) else value
+
+
+def name_of(part: Any) -> str:
+    """`module:Attr` of a class or function, by which a run can find it again.
+
+    Raises:
+        InvalidValue: It is not at the top level of its module.
+    """
+    if not part.__qualname__.isidentifier():
+        raise InvalidValue(
+            f"{part.__qualname__}: expected a class or function at the top level of a module, found one within "
+            "another; move it out, so that a run can be gone on with"
+        )
+    return f"{part.__module__}:{part.__qualname__}"

@@ -1,0 +1,66 @@
+"""A run's settings: the recipe's keys and the Trainer's arguments, from a YAML, from flags or from Python."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from clip_distill.recipe import Recipe
+from clip_distill.system.arguments import Parser, new_parser
+
+TRAINER_DEFAULTS = {
+    "max_epochs": 10,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+}
+
+
+def fit_parser(description: str = "", examples: str = "") -> Parser:
+    """The recipe's keys and the Trainer's arguments."""
+    parser = new_parser("fit", description, examples)
+    parser.add_argument("--recipe", action="config", help="YAML with any of the keys below; flags override it")
+    parser.add_class_arguments(Recipe, as_group=False)
+    parser.add_argument(
+        "--find_lr",
+        type=bool,
+        default=False,
+        help="search for a learning rate for 100 steps, say it, and train nothing",
+    )
+    add_trainer(parser)
+    return parser
+
+
+def add_trainer(parser: Parser) -> None:
+    """Give a parser the arguments of Lightning's Trainer, with `fit`'s defaults."""
+    # rows are shared out by our own sampler, and where checkpoints and logs go is `out`'s business
+    skip = {"use_distributed_sampler", "default_root_dir"}
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip=skip)
+    parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+
+
+def to_recipe(parser: Parser, config: Any) -> tuple[Recipe, dict[str, Any]]:
+    """The typed recipe, and the Trainer's arguments with their callbacks and loggers built.
+
+    Raises:
+        InvalidValue: Values don't fit together.
+    """
+    built = parser.instantiate(config)
+    return Recipe(**{each.name: built[each.name] for each in fields(Recipe)}), dict(built["trainer"].as_dict())
+
+
+def write_recipe(parser: Parser, config: Any, out: Path) -> None:
+    """The complete recipe of the run, which `fit --recipe` takes again."""
+    out.mkdir(parents=True, exist_ok=True)
+    chosen = config.clone()
+    for key in ("recipe", "find_lr"):
+        chosen.pop(key, None)
+    for key in ("resume", "overwrite"):
+        chosen[key] = False
+    aside = out / ".recipe.yaml.tmp"
+    aside.write_text(parser.dump(chosen, skip_unset=True), encoding="utf-8")
+    aside.replace(out / "recipe.yaml")
