@@ -8,83 +8,19 @@ Shapes: B batch, S image side.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any
 
 import torch
-from open_clip.transform import PreprocessCfg, ResizeKeepRatio, image_transform_v2
+from open_clip.transform import PreprocessCfg
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from clip_distill.pixels.photos import Photo
+from clip_distill.pixels.plain import Region, Resized, Transform, plain_view, to_array
 from clip_distill.system.registry import resolve
-
-Transform = Callable[[Image.Image], Image.Image]
-SCALES = (8, 4, 2)  # at which libjpeg decodes
-SPARE = 2  # a part that is decoded small has at least twice the pixels of what it is brought to, in width and height
-
-
-class Region(NamedTuple):
-    """A part of a photo, in pixels of the whole photo, and the size that it is brought to."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-    size: tuple[int, int]  # (width, height)
-
-
-class Resized:
-    """A transform that begins by resizing a part of the photo, chosen by the photo's size alone.
-
-    So a large JPEG need not be decoded whole: it is decoded at a half, a quarter or an eighth of a side if that leaves
-    the part at least twice the size that it is brought to. The part is the same at every scale, and the pixels differ
-    by a fifth of one level of 255 on average. With less to spare, edges lose sharpness.
-
-    Args:
-        choose: (width, height) of the photo → the part; draws its randomness from torch's global generator.
-        interpolation: Bicubic or bilinear.
-        steps: What follows, of the size that the part was brought to.
-    """
-
-    def __init__(
-        self, choose: Callable[[int, int], Region], interpolation: InterpolationMode, *steps: Transform
-    ) -> None:
-        self.choose, self.interpolation, self.steps = choose, interpolation, steps
-        self.resample = Image.Resampling.BILINEAR if interpolation.value == "bilinear" else Image.Resampling.BICUBIC
-
-    def then(self, *steps: Transform) -> Resized:
-        """This transform, and more steps after it."""
-        return Resized(self.choose, self.interpolation, *self.steps, *steps)
-
-    def __call__(self, photo: Photo | Image.Image) -> Image.Image:
-        region = self.choose(*photo.size)
-        image, scale = photo.decode(scale_for(region)) if isinstance(photo, Photo) else (photo, 1)
-        image = resize(image, region, scale, self.resample)
-        for step in self.steps:
-            image = step(image)
-        return image
-
-
-def scale_for(region: Region) -> int:
-    """How many times shorter a side may be decoded."""
-    sides = (region.right - region.left) / region.size[0], (region.bottom - region.top) / region.size[1]
-    return next((scale for scale in SCALES if min(sides) >= SPARE * scale), 1)
-
-
-def resize(image: Image.Image, region: Region, scale: int, resample: Image.Resampling) -> Image.Image:
-    """Resize a part of a photo that was decoded `scale` times shorter; at scale 1, torchvision's `resized_crop`."""
-    left, top, right, bottom = (side / scale for side in region[:4])
-    # the part's edges may lie within pixels: cut outside of them, and leave the fractions to the resampling
-    hull = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
-    if hull != (0, 0, *image.size):
-        image = image.crop(hull)
-    box = left - hull[0], top - hull[1], right - hull[0], bottom - hull[1]
-    return image.resize(region.size, resample, box) if image.size != region.size else image
-
 
 Augmentation = Callable[[Resized, int, InterpolationMode], Transform]
 
@@ -112,7 +48,7 @@ def crop_flip(plain: Resized, size: int, interpolation: InterpolationMode) -> Re
         left, top = drawn["left"], drawn["top"]
         return Region(left, top, left + drawn["width"], top + drawn["height"], (size, size))
 
-    return Resized(choose, interpolation, v2.RandomHorizontalFlip())
+    return Resized(choose, interpolation.value, v2.RandomHorizontalFlip())
 
 
 def crop_flip_color(plain: Resized, size: int, interpolation: InterpolationMode) -> Resized:
@@ -132,31 +68,6 @@ def original(plain: Resized, size: int, interpolation: InterpolationMode) -> Res
     return plain.then(v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), rotate)
 
 
-def plain_view(preprocess: dict[str, Any]) -> Resized:
-    """open_clip's own preprocessing, less to-tensor and normalise."""
-    cfg = PreprocessCfg(**preprocess)
-    resize, *others = image_transform_v2(cfg, is_train=False).transforms[:-2]
-    wanted = (cfg.size, cfg.size) if isinstance(cfg.size, int) else (cfg.size[1], cfg.size[0])
-
-    def choose(width: int, height: int) -> Region:
-        if isinstance(resize, ResizeKeepRatio):
-            new = resize.get_params(SimpleNamespace(size=(width, height)), resize.size, resize.longest)
-        elif isinstance(resize.size, int):  # the shorter side
-            long = int(resize.size * max(width, height) / min(width, height))
-            new = (long, resize.size) if width <= height else (resize.size, long)
-        else:
-            new = resize.size
-        return Region(0, 0, width, height, (new[1], new[0]))
-
-    def crop_or_pad(image: Image.Image) -> Image.Image:
-        if image.size != wanted:
-            for step in others:
-                image = step(image)
-        return image
-
-    return Resized(choose, resize.interpolation, crop_or_pad)
-
-
 class Views:
     """Renders views of images.
 
@@ -171,9 +82,9 @@ class Views:
         cfg = PreprocessCfg(**preprocess)
         size: tuple[int, int] = (cfg.size, cfg.size) if isinstance(cfg.size, int) else tuple(cfg.size)
         self.height, self.width = size
-        self.plain = plain_view(preprocess)
+        self.plain = plain_view(asdict(cfg))
         make: Augmentation = resolve("augmentation", AUGMENTATIONS, augment)
-        self.augmented = make(self.plain, self.height, self.plain.interpolation)
+        self.augmented = make(self.plain, self.height, InterpolationMode(self.plain.interpolation))
         self.preprocess, self.augment, self.seed = preprocess, augment, seed
 
     def __reduce__(self) -> tuple[type[Views], tuple[dict[str, Any], str, int]]:
@@ -207,9 +118,7 @@ class Views:
 
 def _pixels(image: Image.Image) -> Tensor:
     """uint8 [3, S, S]; convolutions want channels last in memory, as Pillow has them."""
-    image = image if image.mode == "RGB" else image.convert("RGB")
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(image.height, image.width, 3).permute(2, 0, 1)
+    return torch.from_numpy(to_array(image)).permute(2, 0, 1)
 
 
 def stack(views: Sequence[Tensor]) -> Tensor:

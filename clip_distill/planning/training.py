@@ -6,9 +6,7 @@ Shapes: N rows, B batch, D embedding, S image side, C context length.
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +36,7 @@ from clip_distill.towers.spec import TowerSpec, count_parameters, pick_device
 from clip_distill.train.assemble import make_objective, scan_corpus
 from clip_distill.train.distill import Distiller
 from clip_distill.train.student import build_student, same_tokenizer
+from clip_distill.train.trainer import quiet_lightning
 
 MOST_TOKENISED = 65_536
 MANY_EPOCHS = 1000  # the clock ends the measuring, but a schedule needs an end
@@ -154,8 +153,7 @@ def random_rows(width: int) -> Callable[..., torch.Tensor]:
 
 def measure_fit(job: FitJob) -> FitMeasures:
     """Train the student for a few steps, and validate a few batches; meant for a process of its own."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
+    quiet_lightning(entirely=True)
     recipe, device = job.recipe, pick_device(job.device)
     with PeakMemory() as memory:
         corpus = scan_corpus(recipe)

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from clip_distill.batches.datasets import Batch
 from clip_distill.system.allocator import most_resident_bytes
+from clip_distill.system.talk import EVERY, is_quiet, loudness, on_terminal, say
 
 if TYPE_CHECKING:
     from clip_distill.recipe import Recipe
@@ -25,10 +26,17 @@ if TYPE_CHECKING:
 SAVE_EVERY = timedelta(minutes=10)
 
 
-def quiet_lightning() -> None:
-    """Leave out an advertisement, a warning about Lightning's own code, and advice that was weighed here already."""
-    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    rank_zero.addFilter(lambda record: "litlogger" not in record.getMessage())
+def quiet_lightning(entirely: bool = False) -> None:
+    """Leave out what Lightning says of itself, and advice that was weighed here already; `--verbose` brings it back.
+
+    Args:
+        entirely: Its warnings too, for a training that stands in for the real one.
+    """
+    if (loudness() or logging.INFO) < logging.INFO:
+        return
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR if entirely else logging.WARNING)
+    if entirely:
+        warnings.filterwarnings("ignore", module=r"lightning")
     for message in (
         r".*LeafSpec",
         r"The number of training batches",
@@ -59,14 +67,46 @@ def make_trainer(recipe: Recipe, options: dict[str, Any], out: Path) -> tuple[Tr
         loggers.append(WandbLogger(project=recipe.wandb, save_dir=out, name=out.name))
     if options.get("logger") not in (None, True):
         loggers = options["logger"]
-    if options.get("enable_progress_bar") is not False:
-        callbacks.append(RichProgressBar())
+    bar = options.get("enable_progress_bar") is not False and not is_quiet()
+    if bar:
+        callbacks.append(RichProgressBar() if on_terminal() else Lines())
     if loggers and not options.get("fast_dev_run"):
         callbacks.append(LearningRateMonitor("step"))
     given = options.get("callbacks") or []
     callbacks += given if isinstance(given, list) else [given]
-    trainer = Trainer(**{**options, "callbacks": callbacks, "logger": loggers, "use_distributed_sampler": False})
+    own = {"callbacks": callbacks, "logger": loggers, "use_distributed_sampler": False}
+    trainer = Trainer(**{**options, **own, "enable_progress_bar": bar and on_terminal()})
     return trainer, best, cost
+
+
+class Lines(Callback):
+    """In a bar's place, where none can be drawn: a line every ten seconds, and one an epoch."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, index: int
+    ) -> None:
+        if time.monotonic() - self._said >= EVERY:
+            self._said = time.monotonic()
+            say(
+                f"{self._place(trainer)}, step {index + 1:,} of {trainer.num_training_batches:,}{self._values(trainer)}"
+            )
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._said = time.monotonic()
+        say(f"{self._place(trainer)}{self._values(trainer)}")
+
+    def _place(self, trainer: Trainer) -> str:
+        of = f" of {trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+        return f"epoch {trainer.current_epoch + 1}{of}"
+
+    def _values(self, trainer: Trainer) -> str:
+        """The loss, and the recall of the last validation if there was one; what a bar shows as well."""
+        shown = {"train/loss": "loss {:.4f}", "val/mean_recall": "mean recall {:.1f} %"}
+        there = trainer.progress_bar_metrics
+        return "".join(f", {text.format(float(there[name]))}" for name, text in shown.items() if name in there)
 
 
 class Cost(Callback):

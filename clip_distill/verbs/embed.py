@@ -43,7 +43,8 @@ Running the same command again continues where it stopped, and adds what is new:
 
 
 def embed(
-    data: Place | None,
+    data: Place | None = None,
+    *,
     teacher: str | type[Any],
     store: Place,
     tower: Literal["image", "text", "both"] = "both",
@@ -146,9 +147,9 @@ def _embed_table(folder: Location, made_by: Manifest, corpus: Corpus, runner: Ru
         )
         return
     if made_by.views < table.manifest.views:
-        say(f"{folder}: has {table.manifest.views} views already, and keeps them; {made_by.views} asked for")
+        LOGGER.info(f"{folder}: has {table.manifest.views} views already, and keeps them; {made_by.views} asked for")
     skipped = "".join(f", {count} skipped ({reason})" for reason, count in table.manifest.skipped.items())
-    say(f"{folder}: {len(table)} rows × {table.manifest.views} × {table.manifest.dim}{skipped}")
+    LOGGER.info(f"{folder}: {len(table)} rows × {table.manifest.views} × {table.manifest.dim}{skipped}")
 
 
 def _embed_with(runner: Runner, made_by: Manifest) -> EmbedParts:

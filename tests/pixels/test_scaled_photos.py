@@ -17,7 +17,8 @@ from clip_distill.batches.datasets import Images
 from clip_distill.cli import main as cli
 from clip_distill.corpus.layout import scan
 from clip_distill.pixels.photos import BadImage, Photo, decode
-from clip_distill.pixels.views import Region, Views, normalise, scale_for, stack, view_seed
+from clip_distill.pixels.plain import Region, scale_for
+from clip_distill.pixels.views import Views, normalise, stack, view_seed
 from clip_distill.store.ensemble import open_table
 from clip_distill.teachers import load_teacher
 
