@@ -18,6 +18,7 @@ ROOMS = (
     ("verbs",),
     ("benchmarking", "planning", "walkthrough"),
     ("train",),
+    ("model",),
     ("evaluation",),
     ("exports",),
     ("batches",),

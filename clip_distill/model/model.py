@@ -84,6 +84,11 @@ class Model:
 
         Raises:
             InvalidValue: There is no text tower, or something is no string.
+
+        Example:
+            >>> model = cd.load(TEACHER)
+            >>> model.encode_text("a red circle").shape, model.encode_text(["a dog", "一只狗"]).shape
+            ((32,), (2, 32))
         """
         encoder = self._encoder("text")
         one = isinstance(sentences, str)
@@ -149,6 +154,12 @@ class Model:
         Raises:
             BadImage: A photo can't be read; the message names it.
             InvalidValue: There is no image tower, or something is no photo.
+
+        Example:
+            >>> model = cd.load(TEACHER)
+            >>> embeddings, rows = model.encode_image([PHOTO, b"no photo", PHOTO], on_error="skip")
+            >>> embeddings.shape, rows
+            ((2, 32), [0, 2])
         """
         encoder = self._encoder("image")
         if on_error not in ("raise", "skip"):
@@ -182,6 +193,15 @@ class Model:
 
         Returns:
             [N, M], float32, of the kind of `first`.
+
+        Raises:
+            InvalidValue: They are of different widths.
+
+        Example:
+            >>> model = cd.load(TEACHER)
+            >>> texts = model.encode_text(["a red circle", "a red circle", "a blue bar"])
+            >>> model.similarity(texts, model.encode_image(PHOTO)).shape
+            (3, 1)
         """
         left, right = (_unit(np.atleast_2d(_array(each))) for each in (first, second))
         if left.shape[1] != right.shape[1]:

@@ -41,6 +41,7 @@ def quiet_lightning(entirely: bool = False) -> None:
         r".*LeafSpec",
         r"The number of training batches",
         r".*does not have many workers",
+        r"Checkpoint directory .* exists and is not empty",  # a run that goes on
         r"Found \d+ module\(s\) in eval mode",  # what is frozen, and the average
     ):
         warnings.filterwarnings("ignore", message, module=r"lightning\.")

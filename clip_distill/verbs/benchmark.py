@@ -74,6 +74,14 @@ def benchmark(
 
     Returns:
         The report; its `to_dict()` is what benchmark.json gets: machine, settings, variants.
+
+    Raises:
+        Error: A setting does not fit, or a student is of another teacher.
+
+    Example:
+        >>> report = cd.benchmark(out=OUT, text_student=RUN, runtimes=["eager"], batch_sizes=[1], repeats=5, threads=1)
+        >>> [each["role"] for each in report.to_dict()["variants"]]
+        ['teacher', 'student']
     """
     import torch
 

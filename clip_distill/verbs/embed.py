@@ -78,6 +78,12 @@ def embed(
         dtype: What is stored.
         shard_rows: Images or captions per shard; a kill loses one shard at most.
         sources: Other places for parts of the data.
+
+    Raises:
+        Error: Data or teacher are not there, or the store holds something else.
+
+    Example:
+        >>> cd.embed(data=DATA, teacher=TEACHER, store=STORE, tower="text", split="val")
     """
     from clip_distill.corpus.layout import scan
     from clip_distill.store.embed import Runner

@@ -91,6 +91,14 @@ def evaluate(
 
     Returns:
         The report; its `to_dict()` is what `out` gets: data, teacher, students, pairings.
+
+    Raises:
+        Error: Store and data don't belong together, or a student is of another teacher.
+
+    Example:
+        >>> report = cd.evaluate(data=DATA, store=STORE, text_student=RUN)
+        >>> report.pairing("teacher", "teacher")["kept"]["mean_recall"]
+        100.0
     """
     from clip_distill.corpus.layout import scan
     from clip_distill.evaluation.loading import load_measured

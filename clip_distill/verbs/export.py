@@ -54,6 +54,13 @@ def export(
 
     Returns:
         The folder.
+
+    Raises:
+        Error: `out` is taken, a student is of another teacher, or what was written gives other embeddings.
+
+    Example:
+        >>> cd.load(cd.export(text_student=RUN, out=OUT)).towers
+        ('image', 'text')
     """
     from clip_distill.system.registry import resolve
 
