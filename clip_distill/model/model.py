@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clip_distill.model.encoder import Encoder, Floats, Pixels
-from clip_distill.pixels.photos import BadImage, Photo, read_bytes_of
-from clip_distill.pixels.plain import Resized, plain_view, to_array
+from clip_distill.model.encoder import Encoder, Floats
+from clip_distill.model.photo import Photograph, is_one_array, render
+from clip_distill.pixels.photos import BadImage
+from clip_distill.pixels.plain import plain_view
 from clip_distill.system.cores import cores
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.talk import progress
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-Photograph = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | bytes
 
 
 class Model:
@@ -164,14 +164,13 @@ class Model:
         encoder = self._encoder("image")
         if on_error not in ("raise", "skip"):
             raise InvalidValue(f"on_error: expected raise or skip, found {on_error!r}")
-        one = isinstance(images, str | os.PathLike | Image.Image | bytes) or _is_one_array(images)
+        one = isinstance(images, str | os.PathLike | Image.Image | bytes) or is_one_array(images)
         photos: list[Any] = [images] if one else list(images)  # type: ignore[arg-type]
         view = plain_view(encoder.preprocess)
         rows, blocks = [], []
         with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes outside of Python's lock
             batches = _parts(list(enumerate(photos)), batch_size, "photos", progress)
-            render: Callable[[tuple[int, Any]], Pixels | BadImage] = lambda item: _render(view, item[1])  # noqa: E731
-            for batch, found in _ahead(pool, render, batches):
+            for batch, found in _ahead(pool, lambda item: render(view, item[1]), batches):
                 good = []
                 for (row, _), pixels in zip(batch, found, strict=True):
                     if not isinstance(pixels, BadImage):
@@ -238,38 +237,6 @@ def _ahead(
         batch, results = waiting.pop()
         waiting += [(following, pool.map(work, following)) for following in islice(batches, 1)]
         yield batch, list(results)
-
-
-def _render(view: Resized, photo: Any) -> Pixels | BadImage:
-    """The plain view of a photo, uint8 [S, S, 3], or why it can't be read."""
-    try:
-        if isinstance(photo, str | os.PathLike):
-            photo = Photo(read_bytes_of(os.fspath(photo)))
-        elif isinstance(photo, bytes):
-            photo = Photo(photo)
-        elif isinstance(photo, np.ndarray):
-            photo = Image.fromarray(_rgb(photo))
-        elif isinstance(photo, Image.Image):
-            photo = photo if photo.mode == "RGB" else photo.convert("RGB")
-        else:
-            raise InvalidValue(
-                f"encode_image: expected a path, a Pillow image, a uint8 array or bytes, found {type(photo).__name__}"
-            )
-        return to_array(view(photo))
-    except BadImage as error:
-        return error
-
-
-def _rgb(array: NDArray[Any]) -> NDArray[np.uint8]:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise InvalidValue(
-            f"encode_image: expected arrays of uint8 [height, width, 3], RGB, found {array.dtype} {list(array.shape)}"
-        )
-    return np.ascontiguousarray(array)
-
-
-def _is_one_array(images: Any) -> bool:
-    return isinstance(images, np.ndarray) and images.ndim == 3
 
 
 def _name(photo: Any, row: int) -> str:

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def test_the_first_process_alone_speaks(
 
 
 def test_a_program_that_imports_the_package_hears_nothing_unless_it_asks() -> None:
-    code = "from clip_distill.system.talk import say; import logging; say('one'); logging.basicConfig(level='INFO'); say('two')"
+    code = "from clip_distill.system.talk import say; say('one'); "
+    code += "import logging; logging.basicConfig(level='INFO'); say('two')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("", "INFO:clip_distill:two\n")
 
@@ -60,6 +62,7 @@ def test_into_a_pipe_a_long_stage_says_a_line_now_and_then() -> None:
 
 def test_on_a_terminal_it_draws_one_bar() -> None:
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
     process = subprocess.Popen([sys.executable, "-c", STAGE], stdout=subprocess.PIPE, stderr=theirs)
     out, _ = process.communicate(timeout=60)
     os.close(theirs)
