@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types tests format clean
+.PHONY: help quickstart test check lint types tests build format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,7 +17,9 @@ help: ## Show this list
 quickstart: $(VENV)/installed ## Install, then distil two students from a teacher, offline, in minutes (ARGS='--data D --teacher T')
 	$(BIN)/clip-distill quickstart $(ARGS)
 
-test: lint types tests ## Install with the developers' extras, then ruff, mypy and pytest
+test: check tests ## Install with the developers' extras, then ruff, mypy and pytest
+
+check: lint types ## Style and types alone, in seconds
 
 lint: $(VENV)/installed-dev ## Check style
 	$(BIN)/ruff check .
@@ -26,8 +28,11 @@ lint: $(VENV)/installed-dev ## Check style
 types: $(VENV)/installed-dev ## Check types
 	$(BIN)/mypy
 
-tests: $(VENV)/installed-dev ## Run the tests (ARGS='-k name')
-	$(BIN)/python -m pytest $(ARGS)
+tests: $(VENV)/installed-dev ## Run the tests, two at a time (ARGS='-k name', ARGS='-n 0' one at a time)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+build: $(VENV)/installed-dev ## Make dist/*.whl and dist/*.tar.gz
+	$(BIN)/python -m build
 
 format: $(VENV)/installed-dev ## Put the code into style
 	$(BIN)/ruff check --fix .

@@ -1,8 +1,8 @@
 """Recipes compared fairly: the same student, data, store and seconds of training, several seeds, curves over time.
 
-    python benchmarks/recipes.py --recipe recipes/flickr8k_text_balanced.yaml
-    python benchmarks/recipes.py --recipe recipes/flickr8k_image_balanced.yaml --budget 600 --only ours clip-kd lightly
-    python benchmarks/recipes.py --recipe recipes/flickr8k_text_balanced.yaml --init same --lrs 5e-4 1e-3 2e-3
+    python benchmarks/recipes.py --recipe flickr8k_text_balanced
+    python benchmarks/recipes.py --recipe flickr8k_image_balanced --budget 600 --only ours clip-kd lightly
+    python benchmarks/recipes.py --recipe flickr8k_text_balanced --init same --lrs 5e-4 1e-3 2e-3
 
 The peers are in peers.py. A schedule needs its length in steps, so each run first measures its steps per second, then
 trains for as many steps as the budget holds; the seconds that it really took stand in the table. Validation does not
@@ -32,7 +32,7 @@ from clip_distill.system.processes import in_own_process
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", help="the recipe to compare; default: recipes/flickr8k_TOWER_balanced.yaml")
+    parser.add_argument("--recipe", help="the recipe to compare; default: flickr8k_TOWER_balanced")
     parser.add_argument("--tower", choices=["image", "text"], default="text", help="where --recipe is not given")
     parser.add_argument("--data", help="instead of the recipe's")
     parser.add_argument("--store", help="instead of the recipe's; it needs both towers' training tables")
@@ -64,12 +64,12 @@ def main() -> None:
 def make_jobs(given: argparse.Namespace) -> dict[str, Job]:
     """Name → its run with seed 0."""
     import peers
-    import yaml
 
+    from clip_distill.recipes import read_recipe
     from clip_distill.store.ensemble import open_table
 
-    path = given.recipe or f"recipes/flickr8k_{given.tower}_balanced.yaml"
-    base = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    path = given.recipe or f"flickr8k_{given.tower}_balanced"
+    base = read_recipe(path)
     base |= {key: value for key in ("data", "store") if (value := getattr(given, key)) is not None}
     scale = open_table(base["store"], base["tower"], "val").manifest.teacher["logit_scale"]
     known = peers.recipes(base, peers.peers(base["tower"], round(1 / scale, 4)), given.init == "same")

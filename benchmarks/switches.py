@@ -83,7 +83,7 @@ def measure_step(tower: Tower, size: int, switch: str) -> None:
 def steps(tower: Tower, size: int, switch: str) -> Callable[[], None]:
     """`STEPS` steps, to be run again and again, each forward, backward and AdamW.
 
-    Of the image student of recipes/flickr8k_image.yaml, or of the default for text.
+    Of the image student of the recipe flickr8k_image, or of the default for text.
     """
     student = prepared(tower, switch)
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], fused=True)

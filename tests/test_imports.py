@@ -23,7 +23,7 @@ ROOMS = (
     ("exports",),
     ("batches",),
     ("store", "students", "teachers"),
-    ("recipe",),
+    ("recipe", "recipes"),
     ("tokens", "corpus"),
     ("pixels",),
     ("losses",),

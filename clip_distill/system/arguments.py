@@ -11,10 +11,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from clip_distill.system.errors import InvalidValue, NotFound
+from clip_distill.system.errors import InvalidValue
 
 Place = str | os.PathLike[str]  # a folder, a file or a URL
 SPELT = {  # types in the help, in words
@@ -78,25 +77,6 @@ def call(verb: str, function: Callable[..., Any], examples: str, argv: Sequence[
     parser.add_function_arguments(function, as_group=False)
     arguments = parser.parse_args(argv)
     return function(**parser.instantiate(arguments).as_dict())
-
-
-def read_yaml(place: Place) -> dict[str, Any]:
-    """The settings of a YAML, not checked yet.
-
-    Raises:
-        NotFound: It is not there.
-        InvalidValue: It is no mapping of keys to values.
-    """
-    if not os.path.isfile(place):
-        raise NotFound(f"{os.fspath(place)}: expected a recipe's YAML, found nothing there")
-    with open(place, encoding="utf-8") as file:
-        try:
-            found = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise InvalidValue(f"{os.fspath(place)}: expected a recipe's YAML, found: {error}") from error
-    if not isinstance(found, dict):
-        raise InvalidValue(f"{os.fspath(place)}: expected a recipe's keys and values, found {type(found).__name__}")
-    return found
 
 
 def layer(keys: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:

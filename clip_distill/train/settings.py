@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from clip_distill.recipe import Recipe
+from clip_distill.recipes import add_recipe
 from clip_distill.system.arguments import Parser, new_parser
 
 TRAINER_DEFAULTS = {
@@ -23,7 +24,7 @@ TRAINER_DEFAULTS = {
 def fit_parser(description: str = "", examples: str = "") -> Parser:
     """The recipe's keys and the Trainer's arguments."""
     parser = new_parser("fit", description, examples)
-    parser.add_argument("--recipe", action="config", help="YAML with any of the keys below; flags override it")
+    add_recipe(parser)
     parser.add_class_arguments(Recipe, as_group=False)
     parser.add_argument(
         "--find_lr",

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip_distill.recipe import Recipe
-from clip_distill.system.arguments import Place, layer, parse_keys, plain, read_yaml
+from clip_distill.recipes import read_recipe
+from clip_distill.system.arguments import Place, layer, parse_keys, plain
 from clip_distill.system.talk import say
 
 if TYPE_CHECKING:
@@ -23,32 +24,25 @@ if TYPE_CHECKING:
 DESCRIPTION = "Train a small image or text encoder by a recipe, or two that are trained already together."
 EXAMPLES = """\
   # a recipe as it is, on your data and store
-  clip-distill fit --recipe recipes/flickr8k_text.yaml --data DATA --store stores/b32 --out runs/text
+  clip-distill fit --recipe flickr8k_text --data DATA --store stores/b32 --out runs/text
   # any key of the recipe, and any argument of Lightning's Trainer, is a flag
-  clip-distill fit --recipe recipes/flickr8k_text.yaml --student.options.transformer_width 64 --optimizer.lr 2e-3 \\
+  clip-distill fit --recipe flickr8k_text --student.options.transformer_width 64 --optimizer.lr 2e-3 \\
     --loss.names '[cosine, gram_kl]' --trainer.max_epochs 5 --trainer.precision bf16-mixed
   # no recipe at all: the default ViT on all GPUs
   clip-distill fit --tower image --data DATA --store stores/b32 --out runs/image --trainer.strategy ddp
   # start from the teacher's own weights, cut to the student's size
-  clip-distill fit --recipe recipes/flickr8k_text.yaml --student.init teacher --student.vocabulary corpus
+  clip-distill fit --recipe flickr8k_text --student.init teacher --student.vocabulary corpus
   # a long run on small images: mixup, an average of the weights, a stem and two stages that keep the teacher's weights
-  clip-distill fit --recipe recipes/flickr8k_image.yaml --mixup 0.2 --ema 0.999 --student.freeze 2
+  clip-distill fit --recipe flickr8k_image --mixup 0.2 --ema 0.999 --student.freeze 2
   # a learning rate from 100 steps, before the run
-  clip-distill fit --recipe recipes/flickr8k_text.yaml --find_lr
+  clip-distill fit --recipe flickr8k_text --find_lr
   # go on after an interruption
   clip-distill fit --recipe runs/text/recipe.yaml --resume
   # both students together, after each was distilled: on pairs, by what they keep of the teacher and of each other
   clip-distill fit --tower both --data DATA --store stores/b32 --image_student runs/image --text_student runs/text \\
     --out runs/both --optimizer.lr 1e-4 --loss.between '{both_affinity: 1.0, both_infonce: 0.1}'
   # a loss of your own: class MyLoss in my_loss.py, called with student and target [B, D]
-  clip-distill fit --recipe recipes/flickr8k_text.yaml --loss.names '["my_loss:MyLoss"]'"""
-
-TRAINER_DEFAULTS = {
-    "max_epochs": 10,
-    "gradient_clip_val": 1.0,
-    "log_every_n_steps": 10,
-    "num_sanity_val_steps": 0,
-}
+  clip-distill fit --recipe flickr8k_text --loss.names '["my_loss:MyLoss"]'"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,7 @@ def fit(
     """
     from clip_distill.train.settings import fit_parser
 
-    base = {} if recipe is None else plain(recipe) if isinstance(recipe, Recipe) else read_yaml(recipe)
+    base = {} if recipe is None else plain(recipe) if isinstance(recipe, Recipe) else read_recipe(recipe)
     parser = fit_parser()
     return train(parser, parse_keys(parser, layer({"trainer": trainer or {}, "find_lr": find_lr, **keys}, base)))
 

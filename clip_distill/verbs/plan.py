@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clip_distill.system.arguments import Place, layer, new_parser, parse_keys, read_yaml
+from clip_distill.recipes import add_recipe, read_recipe
+from clip_distill.system.arguments import Place, layer, new_parser, parse_keys
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.talk import say
 
@@ -25,7 +26,7 @@ EXAMPLES = """\
   # both towers, with the default students
   clip-distill plan --data DATA --teacher ViT-B-32/openai
   # five views an image, and the student of a recipe
-  clip-distill plan --recipe recipes/flickr8k_text.yaml --teacher ViT-B-32/openai --views 5 --augment crop_flip
+  clip-distill plan --recipe flickr8k_text --teacher ViT-B-32/openai --views 5 --augment crop_flip
   # both towers, each with the student, loss and loader of its own recipe
   clip-distill plan --data DATA --teacher ViT-B-32/openai --image_recipe image.yaml --text_recipe text.yaml
   # a student of your own, on a GPU; the plan as JSON
@@ -41,7 +42,7 @@ class Options:
     Args:
         teacher: As for embed: ViT-B-32/openai, local-dir:PATH, hf-hub:ORG/REPO, transformers:PATH_OR_NAME.
         tower: Which of the teacher's towers to distil; for both, what is said of a student must be in its recipe.
-        image_recipe: For tower both, the image student's YAML, as fit takes it; flags override it.
+        image_recipe: For tower both, the image student's recipe, as fit takes it; flags override it.
         text_recipe: For tower both, the text student's.
         views: As for embed: views per training image.
         augment: As for embed: how views 1 and up are made.
@@ -81,7 +82,7 @@ def parser() -> Parser:
     from clip_distill.train.settings import add_trainer
 
     result = new_parser("plan", DESCRIPTION, EXAMPLES)
-    result.add_argument("--recipe", action="config", help="YAML as for fit; flags override it")
+    add_recipe(result)
     result.add_class_arguments(Options, as_group=False)
     result.add_class_arguments(Recipe, as_group=False, skip=set(OWN))
     add_trainer(result)
@@ -109,11 +110,11 @@ def plan(recipe: Place | None = None, *, trainer: Mapping[str, Any] | None = Non
         >>> hours = cd.plan(data=DATA, teacher=TEACHER, tower="text", seconds=0.1).to_dict()["fit"]["text"]
     """
     arguments = parser()
-    base = {} if recipe is None else read_yaml(recipe)
+    base = {} if recipe is None else read_recipe(recipe)
     given = layer({"trainer": trainer or {}, **keys}, base)
 
     def read(file: str | None) -> Any:
-        return parse_keys(arguments, given if file is None else layer(given, read_yaml(file)))
+        return parse_keys(arguments, given if file is None else layer(given, read_recipe(file)))
 
     return state(arguments, read)
 

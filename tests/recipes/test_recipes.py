@@ -1,4 +1,5 @@
-"""Every committed recipe is read by `fit` and builds, and its header says how it was run and what came out."""
+"""Every shipped recipe is found by its name, read by `fit`, and builds; its header says how it was run and what came
+out."""
 
 from __future__ import annotations
 
@@ -9,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+from clip_distill.cli import main as cli
 from clip_distill.recipe import Recipe
+from clip_distill.recipes import find_recipe, read_recipe, recipe_names
 from clip_distill.students import make_student
+from clip_distill.system.errors import InvalidValue, NotFound
 from clip_distill.towers.spec import count_parameters
 from clip_distill.train.assemble import make_objective
 from clip_distill.train.settings import fit_parser, to_recipe
 
-FOLDER = Path(__file__).parents[1] / "recipes"
-RECIPES = sorted(FOLDER.rglob("*.yaml"))
+RECIPES = [find_recipe(name) for name in recipe_names()]
 
 
 def read(path: Path) -> tuple[Recipe, dict[str, Any]]:
@@ -50,5 +53,32 @@ def test_a_recipe_says_how_it_was_run_and_what_came_out(path: Path) -> None:
         assert said, f"{path.name} has no '# {key} …' line in its header"
         assert said[0], f"{path.name} leaves '{key}' empty"
     command = next(line for line in header if line.startswith("command:"))
-    assert f"clip-distill fit --recipe {path.relative_to(FOLDER.parent).as_posix()}" in command
+    assert f"clip-distill fit --recipe {path.stem}" in command
     assert not Path(read(path)[0].out).is_absolute()
+
+
+def test_a_file_comes_before_a_shipped_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe("flickr8k_text")["tower"] == "text"
+    Path("flickr8k_text").write_text("tower: image", encoding="utf-8")
+    assert find_recipe("flickr8k_text") == Path("flickr8k_text")
+    assert read_recipe(Path("flickr8k_text")) == {"tower": "image"}
+
+
+@pytest.mark.parametrize("place", ["flickr8k", "none.yaml", "../recipes/flickr8k_text", ""])
+def test_what_is_no_recipe_is_told_with_those_that_there_are(place: str) -> None:
+    with pytest.raises(NotFound, match="expected a recipe's YAML, or the name of one.*flickr8k_text_balanced"):
+        find_recipe(place)
+
+
+def test_the_command_line_says_so_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--recipe", "flickr8k"])
+    assert "the name of one that the package ships (coco_cc_image_balanced" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[tower, text]", "tower: [text"])
+def test_a_file_that_is_no_recipe_is_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / "none.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidValue, match=r"none\.yaml: expected a recipe's"):
+        read_recipe(tmp_path / "none.yaml")
