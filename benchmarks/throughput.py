@@ -89,12 +89,12 @@ def run(root: Path, given: argparse.Namespace) -> None:
     wait_shortly()  # as every command does, before torch is loaded
     from parts import make_part, save_big_teacher
 
-    from clip_distill.verbs import embed
+    from clip_distill.verbs import run as run_verb
 
     teacher = given.teacher or save_big_teacher(root / "teacher")
     make_part(given.data, root / "data", given.images)
     options = ["--data", str(root / "data"), "--teacher", teacher, "--store", str(root / "store")]
-    embed.main(options)
+    run_verb("embed", options)
     for tower in given.tower:
         batch_size = given.image_batch if tower == "image" else given.text_batch
         samples = given.images if tower == "image" else given.captions

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import logging
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -51,7 +50,6 @@ def train(job: Job) -> dict[str, Any]:
     from clip_distill.train.trainer import quiet_lightning
 
     quiet_lightning()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     parser = fit_parser()
     recipe, options = to_recipe(parser, parser.parse_object(job.recipe))
     recipe.loader.val_batch_size = recipe.loader.batch_size  # no more memory than training takes

@@ -77,7 +77,8 @@ def test_the_wheel_has_the_package_its_recipes_and_its_licence(built: Path) -> N
 
 def test_the_sdist_has_what_the_wheel_is_made_of(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
-    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"clip_distill/recipes/{name}" for name in RECIPES} <= names
     assert {"LICENSE", "README.md", "pyproject.toml", "clip_distill/py.typed"} <= names
 

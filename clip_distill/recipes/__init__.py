@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, though not in its __all__
 
 from clip_distill.system.arguments import Parser, Place
 from clip_distill.system.errors import InvalidValue, NotFound
@@ -70,4 +70,4 @@ class ByName(ActionConfigFile):
             path = find_recipe(values)
         except NotFound as error:
             raise TypeError(str(error)) from error  # what argparse tells as an argument that does not fit
-        super().__call__(parser, cfg, str(path), option_string)
+        super().__call__(parser, cfg, str(path), option_string)  # type: ignore[no-untyped-call]

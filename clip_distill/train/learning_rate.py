@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.tuner.tuning import Tuner
 
 from clip_distill.system.talk import say
+from clip_distill.train.trainer import quiet_lightning
 
 if TYPE_CHECKING:
     from clip_distill.batches.loader import DistillData
@@ -36,7 +36,7 @@ def find_lr(module: Training, data: DistillData, options: dict[str, Any]) -> flo
         The rate at which the smoothed loss fell fastest, or None where it never fell.
     """
     own = {"logger": False, "enable_checkpointing": False, "callbacks": None, "use_distributed_sampler": False}
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it reports what it restores
+    quiet_lightning(entirely=True)  # it reports what it restores
     with TemporaryDirectory() as folder:
         trainer = Trainer(**{**options, **own, "default_root_dir": folder})
         finder = Tuner(trainer).lr_find(module, data, min_lr=LEAST, max_lr=MOST, num_training=STEPS, update_attr=False)

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import shlex
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +19,12 @@ from clip_distill.store.ensemble import open_table
 from clip_distill.students.cut import own_backbone, stage_depths
 from clip_distill.system.errors import AlreadyExists, InvalidValue
 from clip_distill.system.files import read_json, write_json
+from clip_distill.train.trainer import quiet_lightning
 from clip_distill.walkthrough.scenes import draw_dataset
+from clip_distill.walkthrough.steps import WIDTH, RunVerb, Steps
 from clip_distill.walkthrough.teacher import train_teacher
 
 MARKER = "quickstart.json"
-MIN_WIDTH = 110  # a table cut to a pipe's 80 columns would lose digits
 
 
 @dataclass(frozen=True)
@@ -77,37 +73,6 @@ REAL = Budget(
 )
 
 
-RunVerb = Callable[[str, Sequence[str]], None]  # as `clip-distill VERB ARGUMENTS`
-
-
-class Steps:
-    """Runs steps and remembers how long each took.
-
-    Args:
-        console: Where their titles go.
-        run_verb: Runs a verb.
-    """
-
-    def __init__(self, console: Console, run_verb: RunVerb) -> None:
-        self.console, self.run_verb = console, run_verb
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, title: str, command: str | None = None) -> Iterator[None]:
-        """Show the title, and the command that does the same by itself; then time what is inside."""
-        self.console.rule(f"[bold]{title}", align="left")
-        if command is not None:
-            self.console.print(f"$ {command}\n", style="cyan", highlight=False, soft_wrap=True, markup=False)
-        start = time.perf_counter()
-        yield
-        self.seconds[title] = time.perf_counter() - start
-
-    def run(self, title: str, verb: str, *arguments: str) -> None:
-        """Run `clip-distill VERB ARGUMENTS` in this process."""
-        with self.step(title, shlex.join(["clip-distill", verb, *arguments])):
-            self.run_verb(verb, arguments)
-
-
 def run(
     out: Path, data: str | None, teacher: str | None, seed: int, budget: Budget, run_verb: RunVerb
 ) -> dict[str, Any]:
@@ -132,17 +97,19 @@ def run(
         found = f"data={data!r} and teacher={teacher!r}"
         raise InvalidValue(f"expected both --data and --teacher, or neither (which draws its own), found {found}")
     claim(out, {"data": data, "teacher": teacher, "seed": seed, **asdict(budget)})
-    quieten()
-    console = Console()
-    console.width = max(console.width, MIN_WIDTH)
+    quiet_lightning(entirely=True)
+    console = Console(width=WIDTH)
     steps = Steps(console, run_verb)
     own_data = data is not None
     if data is None or teacher is None:
         data, folder = str(out / "data"), out / "teacher"
         teacher = f"local-dir:{folder}"
-        with steps.step("draw scenes"):
+        drawn = (
+            f"{budget.photos:,} photos of simple scenes, each with captions, and {budget.val_photos} to measure with."
+        )
+        with steps.step("draw scenes", drawn):
             draw_dataset(Path(data), budget.photos, budget.val_photos, seed=seed)
-        with steps.step("train a teacher"):
+        with steps.step("train a teacher", "A small CLIP that knows these scenes. You would take one from a hub."):
             train_teacher(Path(data), folder, budget.teacher_epochs, seed=seed)
     distil(steps, out, data, teacher, seed, budget)
     result = {
@@ -154,12 +121,6 @@ def run(
     show(console, result)
     console.print(advice(out, data, own_data), highlight=False, soft_wrap=True, markup=False)
     return result
-
-
-def quieten() -> None:
-    """Leave out what Lightning says about itself; it would hide the steps."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module=r"lightning\.")
 
 
 def claim(out: Path, made_from: dict[str, Any]) -> None:
@@ -192,15 +153,24 @@ def distil(steps: Steps, out: Path, data: str, teacher: str, seed: int, budget: 
     image_length = length(train.require_images().num_rows, budget.image_samples, budget.image_batch)
     text_length = length(train.require_captions().num_rows, budget.text_samples, budget.text_batch)
     students = ("--image_student", image, "--text_student", text)
-    steps.run("embed", "embed", *common, "--teacher", teacher)
+    told = "The teacher looks at every photo and caption once; what it makes of them is stored."
+    steps.run("embed", told, "embed", *common, "--teacher", teacher)
     cut = cut_flags(store, str(out / "features")) if budget.cut_teacher else ()
     image_flags = cut or budget.image_flags
-    steps.run("fit the image student", "fit", *fit, "--tower", "image", "--out", image, *image_length, *image_flags)
-    steps.run("fit the text student", "fit", "--tower", "text", *fit, "--out", text, *text_length, *budget.text_flags)
-    steps.run("evaluate", "evaluate", *common, *students, "--out", str(out / "evaluation.json"))
+    told = "A smaller image encoder learns from the store alone, the teacher isn't loaded."
+    flags = (*image_length, *image_flags)
+    steps.run("fit the image student", told, "fit", "--tower", "image", *fit, "--out", image, *flags)
+    flags = (*text_length, *budget.text_flags)
+    told = "A smaller text encoder does the same; neither needs the other."
+    steps.run("fit the text student", told, "fit", "--tower", "text", *fit, "--out", text, *flags)
+    told = "What each finds among photos and captions that it has not seen, beside the teacher."
+    steps.run("evaluate", told, "evaluate", *common, *students, "--out", str(out / "evaluation.json"))
     # open_clip has no class for a backbone that ends early; there the text student goes with the teacher's image tower
     exported = ("--text_student", text) if cut else students
-    steps.run("export", "export", "--store", store, *exported, "--out", str(out / "exported"), "--overwrite", "true")
+    told = "A folder that open_clip loads, in the teacher's place."
+    steps.run(
+        "export", told, "export", "--store", store, *exported, "--out", str(out / "exported"), "--overwrite", "true"
+    )
 
 
 def cut_flags(store: str, features: str) -> tuple[str, ...]:
