@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
 
 from clip_distill.system.errors import InvalidValue
 
@@ -26,7 +26,8 @@ SPELT = {  # types in the help, in words
 
 
 class Parser(ArgumentParser):
-    """jsonargparse's parser, in which a switch needs no value: `--resume` is `--resume true`."""
+    """jsonargparse's parser, in which a switch needs no value (`--resume` is `--resume true`), and a file of settings
+    is read before the flags wherever it stands, so that they override it."""
 
     def parse_args(  # type: ignore[override]  # argparse has overloads by type of namespace
         self, args: Sequence[str] | None = None, *rest: Any, **more: Any
@@ -36,12 +37,26 @@ class Parser(ArgumentParser):
         filled = []
         for word, following in itertools.zip_longest(words, words[1:], fillvalue="--"):
             filled += [word, "true"] if word in switches and following.startswith("--") else [word]
-        return super().parse_args(filled, *rest, **more)
+        return super().parse_args(files_first(filled, self._actions), *rest, **more)
 
 
 def is_switch(action: argparse.Action) -> bool:
     """Whether an option is true or false, and nothing else."""
     return getattr(action, "_typehint", action.type) is bool
+
+
+def files_first(words: Sequence[str], actions: Sequence[argparse.Action]) -> list[str]:
+    """Words with the files of settings (`--recipe FILE`) before all others."""
+    names = {name for action in actions if isinstance(action, ActionConfigFile) for name in action.option_strings}
+    first: list[str] = []
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word.partition("=")[0] in names:
+            first += [word] if "=" in word else [word, *itertools.islice(rest, 1)]
+        else:
+            others.append(word)
+    return first + others
 
 
 class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -61,7 +61,7 @@ class _Lines(plain_tqdm):  # type: ignore[type-arg]  # tqdm has no types
     """A bar for a file or a pipe: a line now and then, none for what ends before the first is due."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        options |= {"file": io.StringIO(), "leave": False, "mininterval": EVERY, "delay": EVERY, "miniters": None}
+        options |= {"file": io.StringIO(), "leave": False, "mininterval": EVERY, "delay": EVERY, "miniters": 1}
         super().__init__(*args, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

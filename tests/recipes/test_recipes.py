@@ -82,3 +82,12 @@ def test_a_file_that_is_no_recipe_is_told(text: str, tmp_path: Path) -> None:
     (tmp_path / "none.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(InvalidValue, match=r"none\.yaml: expected a recipe's"):
         read_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("spelling", [["--recipe", "flickr8k_text"], ["--recipe=flickr8k_text"]])
+def test_flags_override_a_recipe_wherever_it_stands(spelling: list[str]) -> None:
+    flags = ["--data", "mine", "--optimizer.lr", "0.5"]
+    for words in ([*flags, *spelling], [*spelling, *flags], [*flags[:2], *spelling, *flags[2:]]):
+        parser = fit_parser()
+        recipe, _ = to_recipe(parser, parser.parse_args(words))
+        assert (recipe.data, recipe.optimizer.lr, recipe.store) == ("mine", 0.5, "stores/flickr8k")

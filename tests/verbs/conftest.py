@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
-import subprocess
-import sys
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lightning as L
 import pytest
 import yaml
+
+from clip_distill.cli import main as cli
+
+# Imported once, by a server that forks the processes of a run: each alone would take seconds for it.
+WARM = ["clip_distill.train.begin", "clip_distill.train.trainer", "clip_distill.store.ensemble", __name__]
 
 
 class StopAt(L.Callback):
@@ -37,19 +43,37 @@ def stop_at() -> Callable[..., str]:
     return flag
 
 
-@pytest.fixture(scope="session")
-def run_alone() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `clip-distill ARGUMENTS` in a process of its own, which may start others; it must succeed."""
+def take_part(rank: int, port: int, arguments: Sequence[str], log: Path) -> None:
+    """Be one of two processes of a run, as torchrun starts them."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    import torch
 
-    def run(arguments: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "clip_distill", *arguments],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done
+    torch.set_num_threads(1)
+    with open(log, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        cli.main(list(arguments))
+
+
+@pytest.fixture
+def run_in_two(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], str]:
+    """Runs `clip-distill fit ARGUMENTS` in two processes by DDP, which must succeed; returns what both printed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(WARM)
+
+    def run(arguments: Sequence[str]) -> str:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        folder = tmp_path_factory.mktemp("processes")
+        logs = [folder / f"{rank}.log" for rank in range(2)]
+        options = [*arguments, "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+        running = [context.Process(target=take_part, args=(rank, port, options, log)) for rank, log in enumerate(logs)]
+        for process in running:
+            process.start()
+        for process in running:
+            process.join(timeout=120)
+        printed = "".join(log.read_text(encoding="utf-8") for log in logs if log.is_file())
+        assert [process.exitcode for process in running] == [0, 0], printed[-3000:]
+        return printed
 
     return run

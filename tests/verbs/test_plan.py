@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,6 @@ TINY = {
 EMBED = ["--views", "3", "--augment", "crop_flip", "--workers", "0", "--device", "cpu", "--shard_rows", "16"]
 
 
-def plan(tower: str, data: Path, teacher: str, out: Path, *options: str) -> dict[str, Any]:
-    base = ["--data", str(data), "--teacher", teacher, "--tower", tower, *EMBED, "--seconds", "0.1"]
-    base += ["--student.options", TINY[tower], "--loader.workers", "0", "--loader.batch_size", "8"]
-    cli.main(["plan", *base, "--trainer.max_epochs", "4", "--out", str(out), *options])
-    return json.loads(out.read_text(encoding="utf-8"))
-
-
 @pytest.fixture(scope="module")
 def store(tiny_teacher: str, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planned-store")
@@ -32,23 +28,45 @@ def store(tiny_teacher: str, tiny_data: Path, tmp_path_factory: pytest.TempPathF
     return folder
 
 
+@pytest.fixture(scope="module")
+def recipes(tiny_data: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tower → a recipe; the image student's compares with captions, too."""
+    folder = tmp_path_factory.mktemp("recipes")
+    for tower, loss in (("image", "[cosine, bank_kl]"), ("text", "[mse]")):
+        lines = [f"tower: {tower}", f"data: {tiny_data}", f"store: {store}", f"out: {folder / tower}", "seed: 3"]
+        lines += [f"student: {{options: {TINY[tower]}}}", f"loss: {{names: {loss}, bank: 50}}"]
+        lines += [f"loader: {{batch_size: {4 if tower == 'image' else 8}, workers: 0}}"]
+        lines += ["trainer: {max_epochs: 4, accelerator: cpu, enable_progress_bar: false}"]
+        (folder / f"{tower}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {tower: folder / f"{tower}.yaml" for tower in ("image", "text")}
+
+
+@pytest.fixture(scope="module")
+def planned(
+    tiny_data: Path, tiny_teacher: str, recipes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """The plan of both towers, each by its recipe, and what was printed."""
+    out = tmp_path_factory.mktemp("plan") / "plan.json"
+    options = [word for tower, file in recipes.items() for word in (f"--{tower}_recipe", str(file))]
+    flags = ["--data", str(tiny_data), "--teacher", tiny_teacher, *EMBED, "--seconds", "0.1", "--out", str(out)]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        cli.main(["plan", *flags, *options])
+    assert not any((file.parent / tower).exists() for tower, file in recipes.items()), "nothing is stored"
+    yield json.loads(out.read_text(encoding="utf-8")), printed.getvalue()
+
+
 def bytes_below(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("tower", ["image", "text"])
-def test_the_plan_states_what_embed_and_fit_then_take(
-    tower: str, tiny_data: Path, tiny_teacher: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    report = plan(tower, tiny_data, tiny_teacher, tmp_path / "plan.json")
-    printed = capsys.readouterr().out
+def test_embed_takes_what_the_plan_states(planned: tuple[dict[str, Any], str], store: Path) -> None:
+    report, printed = planned
     assert "Measured" in printed
     assert "Extrapolated: embed" in printed
-    assert f"fit, {tower} student, steps" in printed
-
-    items = {f"{tower}-train": {"image": 24, "text": 72}[tower], "image-val": 8, "text-val": 24}
+    items = {"image-train": 24, "text-train": 72, "image-val": 8, "text-val": 24}
     assert report["embed"]["counted"]["items"] == items
     embed = report["embed"]["extrapolated"]
+    assert embed["tables"].keys() == items.keys()
     for name, table in embed["tables"].items():
         real = Store(store / name)
         assert (table["rows"], table["views"], table["dim"]) == (len(real), real.manifest.views, 32)
@@ -59,13 +77,20 @@ def test_the_plan_states_what_embed_and_fit_then_take(
     assert embed["bytes"] == sum(table["bytes"] for table in embed["tables"].values())
     assert embed["seconds"] > sum(table["seconds"] for table in embed["tables"].values())
 
+
+@pytest.mark.parametrize(("tower", "rows", "batch", "val"), [("image", 24, 4, 8), ("text", 72, 8, 24)])
+def test_fit_takes_what_the_plan_states_by_each_towers_recipe(
+    tower: str, rows: int, batch: int, val: int, planned: tuple[dict[str, Any], str]
+) -> None:
+    report, printed = planned
+    assert f"fit, {tower} student, steps" in printed
     fit = report["fit"][tower]
-    rows = items[f"{tower}-train"]
-    assert (fit["extrapolated"]["rows"], fit["extrapolated"]["steps_per_epoch"]) == (rows, rows // 8)
-    assert fit["counted"]["val_rows"] == items[f"{tower}-val"]
+    assert fit["options"]["recipe"]["loss"]["names"] == {"image": ["cosine", "bank_kl"], "text": ["mse"]}[tower]
+    assert (fit["extrapolated"]["rows"], fit["extrapolated"]["steps_per_epoch"]) == (rows, rows // batch)
+    assert fit["counted"]["val_rows"] == val
     seconds = fit["measured"]["step"]["seconds"] / fit["measured"]["step"]["items"]
     validation = fit["extrapolated"]["validation_seconds"]
-    total = fit["measured"]["startup_seconds"] + 4 * (rows // 8 * seconds + validation)
+    total = fit["measured"]["startup_seconds"] + 4 * (rows // batch * seconds + validation)
     assert fit["extrapolated"]["seconds"] == pytest.approx(total)
     for measured in (report["embed"]["measured"], fit["measured"]):
         assert 100 * 2**20 < measured["peak_bytes"] < 10 * 2**30  # an interpreter with torch, at least
@@ -73,25 +98,17 @@ def test_the_plan_states_what_embed_and_fit_then_take(
 
 
 def test_the_planned_run_leaves_the_files_that_were_planned(
-    tiny_data: Path, tiny_teacher: str, store: Path, tmp_path: Path
+    planned: tuple[dict[str, Any], str], recipes: dict[str, Path]
 ) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    lines = ["tower: text", f"data: {tiny_data}", f"store: {store}", f"out: {tmp_path / 'run'}", "loader: {workers: 0}"]
-    lines += [f"student: {{options: {TINY['text']}}}", "trainer: {max_epochs: 1, accelerator: cpu}"]
-    recipe.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    flags = ["--teacher", tiny_teacher, "--seconds", "0.1", "--workers", "0", "--device", "cpu"]
-    cli.main(["plan", "--recipe", str(recipe), *flags, "--out", str(tmp_path / "plan.json")])
-    planned = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["fit"]["text"]
-    assert not (tmp_path / "run").exists()
-
-    cli.main(["fit", "--recipe", str(recipe), "--trainer.enable_progress_bar", "false"])
-    weights = [*(tmp_path / "run").rglob("*.ckpt"), *(tmp_path / "run").rglob("*.safetensors")]
+    cli.main(["fit", "--recipe", str(recipes["text"]), "--trainer.max_epochs", "1"])
+    run = recipes["text"].parent / "text"
+    weights = [*run.rglob("*.ckpt"), *run.rglob("*.safetensors")]
     real = sum(path.stat().st_size for path in weights)
-    assert planned["extrapolated"]["bytes"] == pytest.approx(real, rel=0.1)
+    assert planned[0]["fit"]["text"]["extrapolated"]["bytes"] == pytest.approx(real, rel=0.1)
 
 
-def test_photos_that_cannot_be_read_are_counted_and_left_out(
-    tiny_data: Path, tiny_teacher: str, tmp_path: Path
+def test_one_tower_needs_the_others_table_for_a_bank_and_unreadable_photos_are_left_out(
+    tiny_data: Path, tiny_teacher: str, recipes: dict[str, Path], tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     (data / "image").mkdir(parents=True)
@@ -99,41 +116,33 @@ def test_photos_that_cannot_be_read_are_counted_and_left_out(
         (data / "image" / photo.name).write_bytes(photo.read_bytes())
     for number in range(8):
         (data / "image" / f"broken{number}.jpg").write_bytes(b"not a photo")
-    (data / "COCO").symlink_to(tiny_data / "COCO")
-    report = plan("image", data, tiny_teacher, tmp_path / "plan.json")
-    assert report["embed"]["counted"]["items"]["image-train"] == 32
+    for name in ("COCO", "CC"):
+        (data / name).symlink_to(tiny_data / name)
+    base = ["plan", "--teacher", tiny_teacher, "--workers", "0", "--device", "cpu", "--seconds", "0.1"]
+    base += ["--data", str(data), "--recipe", str(recipes["image"]), "--tower", "image"]
+    cli.main([*base, "--out", str(tmp_path / "plan.json")])
+    report = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
+    items = {"image-train": 32, "image-val": 8, "text-train": 72, "text-val": 24}
+    assert report["embed"]["counted"]["items"] == items
     assert report["embed"]["measured"]["readable"] == 0.75
     assert report["embed"]["measured"]["skipped"] == {"not an image": 8}
     assert report["embed"]["extrapolated"]["tables"]["image-train"]["rows"] == 24
     assert report["fit"]["image"]["extrapolated"]["rows"] == 24
 
 
-def test_each_tower_may_have_a_recipe_and_banks_need_the_other_towers_table(
-    tiny_data: Path, tiny_teacher: str, tmp_path: Path
+def test_recipes_that_do_not_fit_the_towers_are_told(
+    tiny_data: Path, tiny_teacher: str, recipes: dict[str, Path], tmp_path: Path
 ) -> None:
-    for tower, loss in (("image", "[cosine, bank_kl]"), ("text", "[mse]")):
-        lines = [f"tower: {tower}", f"student: {{options: {TINY[tower]}}}", f"loss: {{names: {loss}, bank: 50}}"]
-        lines += [f"loader: {{batch_size: {4 if tower == 'image' else 8}, workers: 0}}", "seed: 3"]
-        (tmp_path / f"{tower}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    base = ["plan", "--data", str(tiny_data), "--teacher", tiny_teacher, "--workers", "0", "--device", "cpu"]
-    base += ["--seconds", "0.1", "--out", str(tmp_path / "plan.json")]
-    recipes = ["--image_recipe", str(tmp_path / "image.yaml"), "--text_recipe", str(tmp_path / "text.yaml")]
-    cli.main([*base, *recipes])
-    fit = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["fit"]
-    assert [fit[tower]["extrapolated"]["steps_per_epoch"] for tower in ("image", "text")] == [24 // 4, 72 // 8]
-    assert fit["image"]["options"]["recipe"]["loss"]["names"] == ["cosine", "bank_kl"]
-    assert fit["text"]["options"]["recipe"]["student"]["options"]["transformer_width"] == 16
-
-    cli.main([*base, "--recipe", str(tmp_path / "image.yaml")])
-    embed = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["embed"]
-    assert embed["counted"]["items"].keys() == {"image-train", "image-val", "text-train", "text-val"}
+    base = ["plan", "--teacher", tiny_teacher]
+    image, text = (["--" + tower + "_recipe", str(file)] for tower, file in recipes.items())
+    both = [*base, "--data", str(tiny_data)]
     with pytest.raises(SystemExit, match="--text_recipe .*expected tower: text, found image"):
-        cli.main([*base, "--text_recipe", str(tmp_path / "image.yaml")])
+        cli.main([*both, "--text_recipe", str(recipes["image"])])
     with pytest.raises(SystemExit, match="expected --tower both, found text"):
-        cli.main([*base, "--tower", "text", *recipes])
+        cli.main([*both, "--tower", "text", *image, *text])
     (tmp_path / "text.yaml").write_text("sources: {recursive: true}\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="recipes to name the same data"):
-        cli.main([*base, *recipes])
+        cli.main([*both, *image, "--text_recipe", str(tmp_path / "text.yaml")])
 
 
 @pytest.mark.parametrize(
