@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Before torch is loaded, here and in the processes that tests start: two threads for tensors this small take three
+# times as long as one, and two tests at a time share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path

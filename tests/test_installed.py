@@ -21,7 +21,8 @@ data, teacher, store, out = sys.argv[1:]
 cd.embed(data=data, teacher=teacher, store=store, workers=0, device="cpu")
 student = {"vocabulary": "full", "options": {"transformer_width": 16, "transformer_layers": 1, "transformer_heads": 2}}
 run = cd.fit(
-    "flickr8k_text", data=data, store=store, out=out, student=student, loss={"names": ["cosine"], "options": {}},
+    "flickr8k_text", data=data, store=store, out=out, student=student,
+    loss={"names": ["cosine"], "weights": None, "scales": None, "options": {}},
     trainer={"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
 )
 print(cd.__file__, cd.__version__, cd.load(run).encode_text(["a red circle", "一只狗"]).shape)

@@ -37,10 +37,16 @@ def give_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def most_resident_bytes(process: psutil.Process | None = None) -> int:
-    """The most memory that a process has had since it started: Linux and Windows keep count, macOS of this one alone.
+def forget_peak() -> None:
+    """Let `most_resident_bytes` of this process count from now on, where the system can: Linux."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
-    Of another process on macOS, what it has now. None is this process.
+
+def most_resident_bytes(process: psutil.Process | None = None) -> int:
+    """The most memory that a process has had since it started, or since `forget_peak`.
+
+    Linux and Windows keep count, macOS of this process alone. Of another process on macOS, what it has now. None is this process.
     """
     process = process or psutil.Process()
     if sys.platform == "darwin" and process.pid == os.getpid():

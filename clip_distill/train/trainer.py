@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 import warnings
@@ -17,7 +16,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Ri
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from clip_distill.batches.datasets import Batch
-from clip_distill.system.allocator import most_resident_bytes
+from clip_distill.system.allocator import forget_peak, most_resident_bytes
 from clip_distill.system.talk import EVERY, is_quiet, loudness, on_terminal, say
 
 if TYPE_CHECKING:
@@ -124,8 +123,7 @@ class Cost(Callback):
         self._since, self._pending = 0.0, 0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        with contextlib.suppress(OSError):  # Linux: forget the peak so far, of a teacher that is gone
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        forget_peak()  # of a teacher that is gone
         self._start_bytes = int(psutil.Process().memory_info().rss)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()

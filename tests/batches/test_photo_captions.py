@@ -15,7 +15,7 @@ from clip_distill.corpus.layout import scan
 from clip_distill.recipe import Loader, Recipe
 from clip_distill.store.table import Store, table_folder
 from clip_distill.towers.spec import TOWERS, load_tower
-from clip_distill.train.assemble_both import assemble_both
+from clip_distill.train.assemble import assemble_both
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def test_text_under_ddp_is_embedded_and_announced_once_into_one_folder(
     ddp = ["--strategy=ddp", "--accelerator", "cpu", "--devices", "2", "--batch_size", "8"]
     done = main_py([*argv, *ddp], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "Starting with 2 processes" in done.stderr + done.stdout
+    assert "MEMBER: 2/2" in done.stderr + done.stdout
     assert done.stdout.count("main.py stands for:") == 1
     assert done.stdout.count("text-train: 72 rows") == 1
     (out,) = (tmp_path / "checkpoint/model_text_distilled").iterdir()

@@ -126,8 +126,8 @@ def test_own_data_and_teacher_and_a_second_run(
     assert next(iter(result["seconds"])) == "embed"
     assert not (out / "data").exists() and not (out / "teacher").exists()
     shown = capsys.readouterr().out
-    for verb in ("embed", "fit --data", "evaluate", "export"):
-        assert f"$ clip-distill {verb}" in shown
+    for verb in ("embed", "fit --tower image", "fit --tower text", "evaluate", "export"):
+        assert f"$ clip-distill {verb} " in shown
     assert "both students" in shown and f"--data {tiny_data}" in shown
     manifest = out / "store/image-train/manifest.json"
     made = manifest.stat().st_mtime_ns
