@@ -48,7 +48,14 @@ def test_the_loss_of_a_contributor_trains(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     options = ["--student.options", "{transformer_width: 16, transformer_layers: 1, transformer_heads: 2}"]
-    options += ["--loss.names", '[cosine, "huber_loss:Huber"]', "--trainer.max_epochs", "1"]
+    options += [
+        "--loss.names",
+        '[cosine, "huber_loss:Huber"]',
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.log_every_n_steps",
+        "1",
+    ]
     options += ["--loss.options", '{"huber_loss:Huber": {delta: 0.05}}', "--trainer.accelerator", "cpu"]
     places = ["--data", str(tiny_data), "--store", str(tiny_views_store), "--out", str(tmp_path / "run")]
     cli.main(["fit", "--tower", "text", *places, *options])

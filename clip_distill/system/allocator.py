@@ -46,7 +46,8 @@ def forget_peak() -> None:
 def most_resident_bytes(process: psutil.Process | None = None) -> int:
     """The most memory that a process has had since it started, or since `forget_peak`.
 
-    Linux and Windows keep count, macOS of this process alone. Of another process on macOS, what it has now. None is this process.
+    Linux and Windows keep count, macOS of this process alone; of another one there, what it has now. None is this
+    process.
     """
     process = process or psutil.Process()
     if sys.platform == "darwin" and process.pid == os.getpid():

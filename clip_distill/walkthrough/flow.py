@@ -229,8 +229,8 @@ def rows(out: Path, teacher: str, report: dict[str, Any]) -> list[dict[str, Any]
 def show(console: Console, result: dict[str, Any]) -> None:
     """Print the table, and the seconds of each step."""
     table = Table(box=SIMPLE, title="\nrecall in per cent: text→image, image→text")
-    table.add_column("towers")
-    for title in ("image\nparameters", "text\nparameters", "file\nMB"):
+    table.add_column("towers", no_wrap=True)
+    for title in ("image\nparams", "text\nparams", "file\nMB"):
         table.add_column(title, justify="right")
     for title in ("t→i\nR@1", "\nR@5", "\nR@10", "i→t\nR@1", "\nR@5", "\nR@10", "kept"):
         table.add_column(title, justify="right")

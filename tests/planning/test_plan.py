@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -22,7 +23,7 @@ from clip_distill.planning.stand_in import RandomStore, random_validation
 from clip_distill.planning.timing import timed, timed_steps
 from clip_distill.store.table import Manifest
 from clip_distill.system.allocator import forget_peak
-from clip_distill.system.processes import PeakMemory, available_bytes, in_own_process
+from clip_distill.system.processes import PeakMemory, available_bytes, in_own_process, workers_bytes
 from clip_distill.tokens.ragged import Ragged
 
 MIB = 2**20
@@ -125,12 +126,13 @@ def fresh(size: int) -> np.ndarray:  # type: ignore[type-arg]
 
 def test_a_peak_is_seen_after_the_memory_is_given_back() -> None:
     forget_peak()  # of the tests before
+    others = workers_bytes(psutil.Process())  # that they have left
     with PeakMemory(interval=0.005) as memory:
         block = fresh(64 * MIB)
         time.sleep(0.3)
         del block
         time.sleep(0.1)
-    assert 50 * MIB < memory.peak - memory.start < 200 * MIB
+    assert 50 * MIB < memory.peak - memory.start - others < 200 * MIB
 
 
 def test_the_cpus_largest_batch_follows_from_what_a_sample_takes() -> None:
