@@ -109,6 +109,9 @@ class Loader:
             then decodes nothing.
         features: Folder for what the frozen first stages of a timm_cut student (student.freeze) make of each view,
             in float16, computed once: an epoch then neither decodes a photo nor runs them.
+        resident: Keep captions and their stored targets on the training device, and draw the batches there: the same
+            ones, without a step waiting for them. auto does on a GPU where they take at most a quarter of its free
+            memory.
     """
 
     batch_size: int = 256
@@ -116,6 +119,7 @@ class Loader:
     workers: int | None = None
     packed: str | None = None
     features: str | None = None
+    resident: bool | Literal["auto"] = "auto"
 
 
 @dataclass
@@ -201,6 +205,11 @@ class Recipe:
         if self.translations is not None and self.target == "online":
             raise InvalidValue(
                 "translations: expected --target stored, found online, which would show the teacher the translations"
+            )
+        if self.loader.resident is True and (self.tower, self.target) != ("text", "stored"):
+            raise InvalidValue(
+                f"loader.resident: expected --tower text and --target stored, found {self.tower} and {self.target}: "
+                "photos are too many bytes, and an online teacher's captions are tokens of two kinds. Leave it out"
             )
         if self.student.probe and self.target == "online":
             raise InvalidValue("student.probe: expected --target stored, found online. Leave it out")

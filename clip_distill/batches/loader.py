@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset
 
 from clip_distill.batches.datasets import Batch, Captions, Images
 from clip_distill.batches.order import EpochBatches, InOrder
 from clip_distill.batches.photo_captions import PhotoCaptions
+from clip_distill.batches.resident import ResidentCaptions, bytes_of, fits
 from clip_distill.batches.workers import measure
 from clip_distill.system.cores import default_workers
 from clip_distill.system.errors import InvalidValue
@@ -30,10 +33,12 @@ class ResumableLoader(DataLoader[Batch]):
 
     sampler: EpochBatches
     yielded = 0
+    device = torch.device("cpu")
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch's own iterator type is private
         self.yielded = self.sampler.skip
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        for batch in batches if self.device.type != "cuda" else copied_ahead(batches, self.device):
             self.yielded += 1
             yield batch
 
@@ -44,13 +49,34 @@ class ResumableLoader(DataLoader[Batch]):
         self.sampler.skip = state["batches"]
 
 
+def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on the device: each is copied from pinned memory, beside the step on the one before it."""
+    beside = torch.cuda.Stream(device)
+
+    def copied() -> Batch | None:
+        batch = next(batches, None)
+        with torch.cuda.stream(beside):
+            return None if batch is None else move_data_to_device(batch, device)
+
+    batch = copied()
+    while batch is not None:
+        step = torch.cuda.current_stream(device)
+        step.wait_stream(beside)
+        for each in tree_leaves(batch):
+            if isinstance(each, torch.Tensor):
+                each.record_stream(step)  # its memory is not to be taken while the step reads it
+        yield batch
+        batch = copied()
+
+
 @dataclass(frozen=True)
 class LoaderOptions:
-    """Batch sizes, and the number of worker processes; None has it measured."""
+    """Batch sizes, the number of worker processes (None has it measured), and whether captions lie on the device."""
 
     batch_size: int
     val_batch_size: int
     workers: int | None = None
+    resident: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.val_batch_size) < 1 or (self.workers or 0) < 0:
@@ -68,6 +94,8 @@ class DistillData(L.LightningDataModule):
         seed: Of the batch order.
     """
 
+    _resides = True
+
     def __init__(
         self,
         train: Images | Captions | PhotoCaptions,
@@ -81,13 +109,15 @@ class DistillData(L.LightningDataModule):
         self._loader: ResumableLoader | None = None
         self._restored = {"batches": 0}
         self._workers = options.workers
+        self._copies: dict[Dataset[Any], Dataset[Any]] = {}
 
     def order(self) -> EpochBatches:
         size, lengths = self.options.batch_size, lengths_of(self.train)
         return EpochBatches(len(self.train), size, self.views, self.seed, *self._place(), lengths)
 
     def train_dataloader(self) -> ResumableLoader:
-        self._loader = ResumableLoader(self.train, sampler=self.order(), **self._loader_arguments())
+        self._loader = ResumableLoader(self._placed(self.train), sampler=self.order(), **self._loader_arguments())
+        self._loader.device = self._device()
         self._loader.load_state_dict(self._restored)
         self._restored = {"batches": 0}  # of one epoch alone, should Lightning ask for another loader
         return self._loader
@@ -104,7 +134,22 @@ class DistillData(L.LightningDataModule):
     def in_order(self, rows: Images | Captions, arguments: dict[str, Any]) -> DataLoader[Batch]:
         """A loader of a validation set."""
         sampler = InOrder(len(rows), self.options.val_batch_size, *self._place(), lengths_of(rows))
-        return DataLoader(rows, sampler=sampler, **arguments)
+        return DataLoader(self._placed(rows), sampler=sampler, **arguments)
+
+    def _placed(self, rows: Images | Captions | PhotoCaptions) -> Dataset[Any]:
+        """A data set, or its copy on the training device, which is made once."""
+        if rows not in self._copies:
+            device, wanted = self._device(), self.options.resident
+            self._copies[rows] = rows
+            movable = self._resides and isinstance(rows, Captions) and rows.teacher_tokens is None
+            if isinstance(rows, Captions) and movable and (wanted is True or (wanted and fits(rows, device))):
+                self._copies[rows] = ResidentCaptions(rows, device)
+                if rows is self.train:
+                    say(f"loader: {len(rows):,} captions lie on {device}, {bytes_of(rows) / 1e6:,.1f} MB")
+        return self._copies[rows]
+
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
@@ -121,7 +166,8 @@ class DistillData(L.LightningDataModule):
 
     def chosen_workers(self) -> int:
         train = self.train
-        if not isinstance(train, Images) or train.packed is not None:
+        # a packed photo comes from memory or a disk: only a GPU takes more than one process can bring
+        if not isinstance(train, Images) or (train.packed is not None and self._device().type != "cuda"):
             return 0
         if self.trainer is None:
             return default_workers()
@@ -148,6 +194,8 @@ class PairData(DistillData):
         options: Batch sizes and workers.
         seed: Of the batch order.
     """
+
+    _resides = False  # its photos come from the CPU, so its captions do, too
 
     def __init__(
         self, train: PhotoCaptions, val: tuple[Images, Captions], views: int, options: LoaderOptions, seed: int

@@ -69,7 +69,7 @@ class EpochBatches(Sampler[Items]):
         first, self.skip = self.skip, 0
         for start in starts[first:]:
             mine = order[start : start + size][self.rank :: self.world]
-            yield [(int(row), int(views[row])) for row in mine]
+            yield list(zip(mine.tolist(), views[mine].tolist(), strict=True))
 
 
 class InOrder(Sampler[Items]):

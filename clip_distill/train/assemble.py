@@ -112,7 +112,7 @@ def _with_photos(corpus: Corpus) -> Corpus:
 
 
 def loader_options(loader: Loader) -> LoaderOptions:
-    return LoaderOptions(loader.batch_size, loader.val_batch_size, loader.workers)
+    return LoaderOptions(loader.batch_size, loader.val_batch_size, loader.workers, loader.resident)
 
 
 def make_objective(loss: Loss, context: Mapping[str, Tensor] | None = None) -> WeightedSum:

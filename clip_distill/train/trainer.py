@@ -69,7 +69,9 @@ def make_trainer(recipe: Recipe, options: dict[str, Any], out: Path) -> tuple[Tr
         loggers = options["logger"]
     bar = options.get("enable_progress_bar") is not False and not is_quiet()
     if bar:
-        callbacks.append(RichProgressBar() if on_terminal() else Lines())
+        # each time it is drawn it asks for the loss, for which a GPU's queue must end
+        refresh_rate = max(1, options.get("log_every_n_steps") or 1)
+        callbacks.append(RichProgressBar(refresh_rate) if on_terminal() else Lines())
     if loggers and not options.get("fast_dev_run"):
         callbacks.append(LearningRateMonitor("step"))
     given = options.get("callbacks") or []

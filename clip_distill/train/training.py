@@ -97,19 +97,28 @@ class Training(L.LightningModule):
         return embeddings
 
     def log_loss(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
-        """Log the sum, and each loss before its factor.
+        """Log the sum, and each loss before its factor, every `trainer.log_every_n_steps` and at an epoch's end.
+
+        To look at a number is to wait until a GPU has come to it, so nobody looks at any other step. A loss that is not
+        finite stays so, and is found at the next look.
 
         Raises:
             ValueError: The sum is not a finite number.
         """
-        if not torch.isfinite(loss):
-            values = ", ".join(f"{name} {part.item():.4g}" for name, part in parts.items())
+        every = getattr(self.trainer, "log_every_n_steps", 0) or math.inf
+        due = (self.global_step + 1) % every == 0 or self.trainer.is_last_batch
+        if not due and self.device.type != "cpu":
+            return
+        total, *values = torch.stack([loss.detach(), *(part.detach() for part in parts.values())]).tolist()
+        if not math.isfinite(total):
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in zip(parts, values, strict=True))
             raise InvalidValue(
-                f"the loss is {loss.item()} at step {self.global_step} ({values}). Lower --optimizer.lr, clip "
+                f"the loss is {total} at step {self.global_step} ({shown}). Lower --optimizer.lr, clip "
                 "gradients (--trainer.gradient_clip_val 1), or use --trainer.precision bf16-mixed instead of 16-mixed."
             )
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_dict({f"train/{name}": part for name, part in parts.items()})
+        if due:
+            self.log("train/loss", total, prog_bar=True)
+            self.log_dict({f"train/{name}": value for name, value in zip(parts, values, strict=True)})
 
     def log_recall(self, metrics: dict[str, float]) -> None:
         """Log a validation's metrics, `mean_recall` on the progress bar too."""
@@ -126,7 +135,11 @@ class Training(L.LightningModule):
         key = [self._seed, *self.place(index)]
         seed = int(np.random.SeedSequence(key).generate_state(1)[0])
         # the same draws; torch's own function writes down a stack trace for CUDA each time, which takes a millisecond
-        (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+        elif self.device.type != "cpu":
+            torch.manual_seed(seed)
 
     def place(self, index: int) -> tuple[int, int, int]:
         """A step's epoch, batch and process: with the seed, everything that its draws depend on."""
