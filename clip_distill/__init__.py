@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from clip_distill.system.errors import InvalidValue as InvalidValue
     from clip_distill.system.errors import MissingPackage as MissingPackage
     from clip_distill.system.errors import NotFound as NotFound
+    from clip_distill.system.errors import OutOfMemory as OutOfMemory
     from clip_distill.verbs.benchmark import benchmark as benchmark
     from clip_distill.verbs.embed import embed as embed
     from clip_distill.verbs.evaluate import evaluate as evaluate
@@ -54,7 +55,14 @@ _HOMES = {
     "clip_distill.planning.report": ("PlanReport",),
     "clip_distill.recipe": ("Loader", "Loss", "Optimizer", "Recipe", "Student"),
     "clip_distill.store.table": ("StoreError",),
-    "clip_distill.system.errors": ("AlreadyExists", "Error", "InvalidValue", "MissingPackage", "NotFound"),
+    "clip_distill.system.errors": (
+        "AlreadyExists",
+        "Error",
+        "InvalidValue",
+        "MissingPackage",
+        "NotFound",
+        "OutOfMemory",
+    ),
     "clip_distill.verbs.benchmark": ("benchmark",),
     "clip_distill.verbs.embed": ("embed",),
     "clip_distill.verbs.evaluate": ("evaluate",),

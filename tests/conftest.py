@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+import yaml
 from open_clip.model import CLIP, CustomTextCLIP
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
@@ -191,3 +193,27 @@ def draw_scene(scene: int) -> Image.Image:
     else:
         draw.rectangle(box, outline=colour, width=4)
     return image
+
+
+class StopAt(L.Callback):
+    """Ends the run as a crash would, after a number of steps, of which the last is saved where a folder is given."""
+
+    def __init__(self, step: int, folder: str | None = None) -> None:
+        self.step, self.folder = step, folder
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        if trainer.global_step == self.step:
+            if self.folder is not None:
+                trainer.save_checkpoint(Path(self.folder) / "last.ckpt")
+            raise RuntimeError("stopped by the test")
+
+
+@pytest.fixture(scope="session")
+def stop_at() -> Callable[..., str]:
+    """A flag of `fit` with which a run ends in `RuntimeError("stopped by the test")`: `StopAt`'s arguments → flag."""
+
+    def flag(step: int, folder: Path | None = None) -> str:
+        arguments = {"step": step} | ({} if folder is None else {"folder": str(folder)})
+        return f"--trainer.callbacks+={yaml.safe_dump({'class_path': f'{__name__}.StopAt', 'init_args': arguments})}"
+
+    return flag

@@ -27,7 +27,18 @@ CLASSES = [
     "Loss",
     "MissingPackage",
 ]
-CLASSES += ["AlreadyExists", "Model", "NotFound", "Optimizer", "PlanReport", "Recipe", "Run", "Sources", "StoreError"]
+CLASSES += [
+    "AlreadyExists",
+    "Model",
+    "NotFound",
+    "Optimizer",
+    "OutOfMemory",
+    "PlanReport",
+    "Recipe",
+    "Run",
+    "Sources",
+    "StoreError",
+]
 CLASSES += ["Student"]
 NO_EXAMPLE = {"quickstart"}  # it takes minutes; `make quickstart` runs it
 TINY = {"transformer_width": 16, "transformer_layers": 1, "transformer_heads": 2}

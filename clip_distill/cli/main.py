@@ -7,6 +7,7 @@ import os
 import sys
 
 from clip_distill.system.allocator import keep_memory
+from clip_distill.system.errors import Error
 from clip_distill.system.openmp import wait_shortly
 
 VERBS = {
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         # known by its name: importing Lightning to name a mistake in its arguments would take seconds
         lightnings_own = type(error).__name__ == "MisconfigurationException"
         # those of the package, and of the libraries that it calls with what the user gave
-        known = isinstance(error, (ValueError, OSError, ImportError)) or lightnings_own
+        known = isinstance(error, (Error, ValueError, OSError, ImportError)) or lightnings_own
         if not known or verbose:
             raise
         sys.exit(f"clip-distill {verb}: {error}\n(--verbose shows where it was raised)")

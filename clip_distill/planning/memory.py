@@ -10,6 +10,7 @@ import torch
 from clip_distill.planning.estimate import grow, largest_batch
 from clip_distill.system.allocator import give_back
 from clip_distill.system.processes import PeakMemory, available_bytes
+from clip_distill.towers.memory import fits_on_cuda
 
 
 def largest_that_fits(run: Callable[[int], Any], device: torch.device, batch_size: int, most: int) -> int:
@@ -29,13 +30,3 @@ def largest_that_fits(run: Callable[[int], Any], device: torch.device, batch_siz
             run(size)
         peaks.append(memory.peak)
     return largest_batch(free, (peaks[1] - peaks[0]) / (large - small), most)
-
-
-def fits_on_cuda(run: Callable[[int], Any], size: int) -> bool:
-    try:
-        run(size)
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        torch.cuda.empty_cache()
-    return True

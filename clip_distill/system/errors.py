@@ -22,5 +22,9 @@ class AlreadyExists(Error, FileExistsError):
     """Something that would be overwritten is there."""
 
 
+class OutOfMemory(Error, MemoryError):
+    """A GPU's memory is not enough; the message says which batch fits."""
+
+
 class MissingPackage(Error, ImportError):
     """A package of an extra is not installed."""

@@ -74,13 +74,12 @@ class Distiller(Training):
         assert batch.teacher_inputs is not None
         return self.teach(batch.teacher_inputs)
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
+    def loss_of(self, batch: Batch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         if self._mixup:
             batch = mix(batch, self._mixup, [self._seed, *self.place(index)])
         pair = None if self.pairs is None else self.pairs(batch.rows, *self.place(index))
         loss, parts = self.objective(self(batch.inputs).float(), self.target(batch), pair)
-        self.log_loss(loss, parts)
-        return loss
+        return loss, parts
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self._seen.append((batch.rows, self(batch.inputs).float()))

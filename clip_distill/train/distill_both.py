@@ -54,12 +54,11 @@ class BothDistiller(Training):
         students = self.student if self.training else self.trained
         return self.embed(self.specs[tower], students.get_submodule(tower), inputs)
 
-    def training_step(self, batch: PairBatch, index: int) -> Tensor:
+    def loss_of(self, batch: PairBatch, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         image, text = self(batch.image.inputs, "image").float(), self(batch.text.inputs, "text").float()
         pairs = torch.stack([batch.image.rows, batch.text.rows], dim=1)
         loss, parts = self.objective(image, text, batch.image.target, batch.text.target, pairs)
-        self.log_loss(loss, parts)
-        return loss
+        return loss, parts
 
     def validation_step(self, batch: Batch, index: int, dataloader_idx: int) -> None:
         tower = TOWERS[dataloader_idx]  # as `PairData.val_dataloader` has them

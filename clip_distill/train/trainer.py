@@ -42,6 +42,7 @@ def quiet_lightning(entirely: bool = False) -> None:
         r".*does not have many workers",
         r"Checkpoint directory .* exists and is not empty",  # a run that goes on
         r"Found \d+ module\(s\) in eval mode",  # what is frozen, and the average
+        r"It is recommended to use `self\.log",  # of processes, which have the same recall: of all rows
     ):
         warnings.filterwarnings("ignore", message, module=r"lightning\.")
 

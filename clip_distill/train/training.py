@@ -45,6 +45,7 @@ class Training(L.LightningModule):
         self.average: ModelEmaV3 | None = None
         self._recomputes, self._seed = False, 0
         self.reads_features = False
+        self.batch: Any = None  # of the step that is being done
         self._backward = ExitStack()
 
     def towers(self, of: nn.Module) -> Iterator[tuple[str, TowerSpec, nn.Module]]:
@@ -96,6 +97,15 @@ class Training(L.LightningModule):
         embeddings: Tensor = tower(inputs)
         return embeddings
 
+    def loss_of(self, batch: Any, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the losses on a batch, and each loss before its factor, by its name."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        loss, parts = self.loss_of(batch, index)
+        self.log_loss(loss, parts)
+        return loss
+
     def log_loss(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
         """Log the sum, and each loss before its factor, every `trainer.log_every_n_steps` and at an epoch's end.
 
@@ -132,6 +142,7 @@ class Training(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, index: int) -> None:
         """Let what a step draws depend on its place alone, so that a resumed run draws the same."""
+        self.batch = batch
         key = [self._seed, *self.place(index)]
         seed = int(np.random.SeedSequence(key).generate_state(1)[0])
         # the same draws; torch's own function writes down a stack trace for CUDA each time, which takes a millisecond
@@ -140,6 +151,9 @@ class Training(L.LightningModule):
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
         elif self.device.type != "cpu":
             torch.manual_seed(seed)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.batch = None  # the next one needs its memory
 
     def place(self, index: int) -> tuple[int, int, int]:
         """A step's epoch, batch and process: with the seed, everything that its draws depend on."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,7 +118,8 @@ def embed(
                 dtype=dtype,
                 precision=precision,
             )
-            _embed_table(table_folder(os.fspath(store), each, part), made_by, corpus, runner, shard_rows)
+            with _memory_explained(runner):
+                _embed_table(table_folder(os.fspath(store), each, part), made_by, corpus, runner, shard_rows)
         del spec, module, runner  # before the next tower is loaded
 
 
@@ -132,6 +135,39 @@ def _items(corpus: Corpus, tower: str, split: str) -> pa.Table:
     return (
         data.require_images() if tower == "image" else pa.table({"id": data.require_captions().column("text").unique()})
     )
+
+
+@contextmanager
+def _memory_explained(runner: Runner) -> Iterator[None]:
+    """Say which batch fits, where a GPU's memory is not enough.
+
+    Raises:
+        OutOfMemory: It is not.
+    """
+    import torch
+
+    from clip_distill.towers.memory import explained
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        fix = "What is finished is kept: run the command again. --precision fp16 takes less memory, too"
+        trial = partial(_trial, runner)
+        raise explained(error, runner.device, "--batch_size", runner.batch_size, trial, fix) from error
+
+
+def _trial(runner: Runner, size: int) -> None:
+    """A batch of nothing, of the size that photos or the longest captions have."""
+    import torch
+
+    spec = runner.spec
+    if spec.tower == "image":
+        side = spec.preprocess["size"]
+        height, width = (side, side) if isinstance(side, int) else side
+        runner(torch.zeros(size, 3, height, width, device=runner.device))
+    else:
+        length = spec.tokenizer["context_length"]
+        runner(torch.zeros(size, length, dtype=torch.long, device=runner.device))
 
 
 def _embed_table(folder: Location, made_by: Manifest, corpus: Corpus, runner: Runner, shard_rows: int) -> None:

@@ -111,9 +111,16 @@ def command(argv: Sequence[str]) -> Run:
 
 
 def train(parser: Parser, config: Any) -> Run:
-    """Train by settings that were parsed."""
+    """Train by settings that were parsed.
+
+    Raises:
+        OutOfMemory: A GPU's memory is not enough for a batch.
+    """
+    import torch
+
     from clip_distill.train.begin import both_students, new_student, prepare_folder
     from clip_distill.train.learning_rate import find_lr
+    from clip_distill.train.out_of_memory import out_of_memory
     from clip_distill.train.settings import to_recipe, write_recipe
     from clip_distill.train.trainer import make_trainer, quiet_lightning
 
@@ -132,7 +139,10 @@ def train(parser: Parser, config: Any) -> Run:
         say(str(report))
     if trainer.is_global_zero:
         write_recipe(parser, config, out)
-    trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(error, module, recipe) from error
     if trainer_options.get("fast_dev_run") or not trainer.is_global_zero:
         return Run(out)
     say(str(cost))

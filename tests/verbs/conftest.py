@@ -9,38 +9,12 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import lightning as L
 import pytest
-import yaml
 
 from clip_distill.cli import main as cli
 
 # Imported once, by a server that forks the processes of a run: each alone would take seconds for it.
 WARM = ["clip_distill.train.begin", "clip_distill.train.trainer", "clip_distill.store.ensemble", __name__]
-
-
-class StopAt(L.Callback):
-    """Ends the run as a crash would, after a number of steps, of which the last is saved where a folder is given."""
-
-    def __init__(self, step: int, folder: str | None = None) -> None:
-        self.step, self.folder = step, folder
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        if trainer.global_step == self.step:
-            if self.folder is not None:
-                trainer.save_checkpoint(Path(self.folder) / "last.ckpt")
-            raise RuntimeError("stopped by the test")
-
-
-@pytest.fixture(scope="session")
-def stop_at() -> Callable[..., str]:
-    """A flag of `fit` with which a run ends in `RuntimeError("stopped by the test")`: `StopAt`'s arguments → flag."""
-
-    def flag(step: int, folder: Path | None = None) -> str:
-        arguments = {"step": step} | ({} if folder is None else {"folder": str(folder)})
-        return f"--trainer.callbacks+={yaml.safe_dump({'class_path': f'{__name__}.StopAt', 'init_args': arguments})}"
-
-    return flag
 
 
 def take_part(rank: int, port: int, arguments: Sequence[str], log: Path) -> None:

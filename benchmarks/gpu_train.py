@@ -1,0 +1,193 @@
+"""Stage 1 of the GPU check: training throughput of the default students, four ways."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from gpu_parts import Check
+from throughput import as_original
+from torch import Tensor, nn
+
+from clip_distill.losses import WeightedSum
+from clip_distill.pixels.views import normalise
+from clip_distill.recipe import Loader, Loss, Optimizer, Recipe, Student
+from clip_distill.train.assemble import assemble
+from clip_distill.train.begin import online_target
+from clip_distill.train.optimizer import make_optimizer
+from clip_distill.train.settings import TRAINER_DEFAULTS
+from clip_distill.train.trainer import make_trainer, quiet_lightning
+
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+WARM = 4  # steps before the clock starts
+ORIGINAL_LOSS = ["l1", "ce", "kl"]
+MODES = {"text": ("floor", "original", "disk", "resident"), "image": ("floor", "original", "disk", "packed")}
+SHARE = 0.55  # of all the time at most
+
+
+def stage(check: Check) -> None:
+    """Both towers at the batches that matter most, then the others, each with all four ways."""
+    results = check.results
+    small, most = (4, 8) if check.tiny else (256, 1024)
+    plan = [("text", "bf16-mixed", most), ("image", "bf16-mixed", small), ("image", "bf16-mixed", most)]
+    plan += [("text", "bf16-mixed", small)]
+    if not check.tiny:
+        plan += [("text", "16-mixed", most), ("image", "16-mixed", small), ("text", "bf16-mixed", 4096)]
+        plan += [("image", "bf16-mixed", 4096), ("text", "bf16-mixed", 64), ("image", "bf16-mixed", 64)]
+    until = results.left - SHARE * results.seconds
+    for tower, precision, batch in plan:
+        rates: dict[str, float] = {}
+        for mode in MODES[tower]:
+            needs = (1 if check.tiny else 8) + max(0.0, until)
+            record = results.measure(
+                "training",
+                f"{tower}, {precision}, batch {batch}, {mode}",
+                needs,
+                lambda mode=mode, job=(tower, precision, batch), rates=rates: one(check, *job, mode, rates),  # type: ignore[misc]
+            )
+            rates[mode] = record.get("rate", 0.0)
+
+
+def one(check: Check, tower: str, precision: str, batch: int, mode: str, rates: dict[str, float]) -> dict[str, Any]:
+    """Samples a second of one way to train, with its ratio to the original and its share of the floor."""
+    if check.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(check.device)
+    recipe, module, data = assembled(check, tower, batch, mode)
+    if mode == "floor":
+        student, batches = on_device(check, module, data, 2 if batch > 1024 else 4)
+        rate = floor(check, student, module.objective, batches, precision)
+    else:
+        rate = trained(check, recipe, module, data, precision)
+    found: dict[str, Any] = {"tower": tower, "precision": precision, "batch": batch, "mode": mode, "rate": rate}
+    if rates.get("original") and mode != "original":
+        found["times_original"] = rate / rates["original"]
+    if rates.get("floor") and mode != "floor":
+        found["of_floor"] = rate / rates["floor"]
+    if check.device.type == "cuda":
+        found["peak_mib"] = torch.cuda.max_memory_allocated(check.device) / 2**20
+    return found
+
+
+def assembled(check: Check, tower: str, batch: int, mode: str, compile: bool = False) -> tuple[Recipe, Any, Any]:
+    """The recipe, its module and its data, as `fit` makes them."""
+    original = mode == "original"
+    packed = str(check.root / "packed") if mode == "packed" else None
+    loader = Loader(batch_size=batch, val_batch_size=batch, packed=packed, resident=mode == "resident")
+    recipe = Recipe(
+        tower=tower,  # type: ignore[arg-type]
+        data=str(check.data),
+        store=str(check.store),
+        out=tempfile.mkdtemp(dir=check.root),
+        student=Student(options=check.student(tower)),
+        loss=Loss(ORIGINAL_LOSS if original else ["cosine"]),
+        loader=loader,
+        target="online" if original else "stored",
+        teacher=check.teacher("ViT-B-32"),
+        augment="original" if original and tower == "image" else "none",
+        compile=compile,
+    )
+    online, teach = online_target(recipe)
+    module, data = assemble(recipe, online, teach)
+    if original and tower == "text":
+        as_original(module, data, teach)
+    module.prepare(recipe)
+    return recipe, module, data
+
+
+class Clock(L.Callback):
+    """Times the steps after the first ones until there is enough, and ends the run."""
+
+    def __init__(self, device: torch.device, seconds: float) -> None:
+        self.device, self.seconds = device, seconds
+        self.steps, self.samples, self.began, self.taken = 0, 0, 0.0, 0.0
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        self.steps += 1
+        if self.steps == WARM:
+            synchronise(self.device)
+            self.began = time.perf_counter()
+        elif self.steps > WARM and not trainer.should_stop:
+            self.samples += len(batch.rows)
+            if time.perf_counter() - self.began > self.seconds:
+                synchronise(self.device)
+                self.taken = time.perf_counter() - self.began
+                trainer.should_stop = True
+
+
+def trained(check: Check, recipe: Recipe, module: Any, data: Any, precision: str) -> float:
+    """Samples a second of `fit`'s own Trainer."""
+    quiet_lightning(entirely=True)
+    clock = Clock(check.device, check.moment)
+    options = TRAINER_DEFAULTS | {"max_epochs": -1, "max_steps": 10**6, "limit_val_batches": 0}
+    options |= {"precision": precision, "callbacks": clock, "enable_progress_bar": False, "devices": 1}
+    options |= {"accelerator": "gpu" if check.device.type == "cuda" else "cpu"}
+    if check.device.type == "cuda":
+        options["devices"] = [check.device.index or 0]
+    trainer, *_ = make_trainer(recipe, options, Path(recipe.out))
+    trainer.fit(module, data)
+    return clock.samples / clock.taken
+
+
+def on_device(check: Check, module: Any, data: Any, count: int) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """The student, and a few of the batches that `fit` would bring, ready for it."""
+    student = module.student.to(check.device).train()
+    images = module.spec.tower == "image"
+    batches = []
+    for batch in islice(data.train_dataloader(), count):
+        inputs = batch.inputs.to(check.device)
+        batches.append((normalise(inputs, module.spec.preprocess) if images else inputs, batch.target.to(check.device)))
+    return student, batches
+
+
+def floor(
+    check: Check, student: nn.Module, objective: WeightedSum, batches: list[tuple[Tensor, Tensor]], precision: str
+) -> float:
+    """Samples a second of forward and backward pass and the optimiser's step on what is in memory already."""
+    step = make_step(check.device, student, objective.to(check.device), precision)
+    return rate_of(check, batches, step)
+
+
+def make_step(
+    device: torch.device, student: nn.Module, objective: WeightedSum, precision: str
+) -> Callable[[Tensor, Tensor], None]:
+    optimizer = make_optimizer(student, Optimizer(), fused=True)
+    half = HALF.get(precision)
+    scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16 and device.type == "cuda")
+
+    def step(inputs: Tensor, target: Tensor) -> None:
+        with torch.autocast(device.type, half) if half else contextlib.nullcontext():
+            embeddings = student(inputs)
+        loss, _ = objective(embeddings.float(), target)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    return step
+
+
+def rate_of(check: Check, batches: list[tuple[Tensor, Tensor]], step: Callable[[Tensor, Tensor], None]) -> float:
+    """Samples a second."""
+    around: Iterator[tuple[Tensor, Tensor]] = cycle(batches)
+    for inputs, target in islice(around, WARM):
+        step(inputs, target)
+    synchronise(check.device)
+    seen, began = 0, time.perf_counter()
+    while time.perf_counter() - began < check.moment:
+        for inputs, target in islice(around, 10):
+            step(inputs, target)
+            seen += len(inputs)
+        synchronise(check.device)
+    return seen / (time.perf_counter() - began)
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,41 @@
+"""`benchmarks/gpu.py`, the program itself, with models of a layer or two on the CPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PROGRAM = Path(__file__).parents[2] / "benchmarks/gpu.py"
+
+
+def check(out: Path, *options: str) -> list[dict[str, Any]]:
+    command = [sys.executable, str(PROGRAM), "--out", str(out), "--device", "cpu", "--tiny", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    records: list[dict[str, Any]] = json.loads((out / "gpu.json").read_text(encoding="utf-8"))["records"]
+    return records
+
+
+def test_every_stage_is_measured_and_written(tmp_path: Path) -> None:
+    records = check(tmp_path, "--seconds", "200", "--stages", "1", "2", "3", "5")
+    assert not [record for record in records if "failed" in record or "skipped" in record]
+    assert {record["stage"] for record in records} == {"training", "embed", "memory", "quickstart"}
+    training = [record for record in records if record["stage"] == "training"]
+    assert {record["mode"] for record in training} == {"floor", "original", "disk", "packed", "resident"}
+    for record in training:
+        assert record["rate"] > 0
+        assert record["mode"] == "floor" or record["of_floor"] > 0
+    for record in (record for record in records if record["stage"] == "embed"):
+        assert record["share"] == record["rate"] / record["teacher_alone"]
+    table = (tmp_path / "gpu.md").read_text(encoding="utf-8")
+    assert all(f"## {stage}" in table for stage in ("training", "embed", "memory", "quickstart"))
+    assert all(record["name"] in table for record in records)
+
+
+def test_what_there_is_no_time_for_is_told(tmp_path: Path) -> None:
+    records = check(tmp_path, "--seconds", "0")
+    assert {record["stage"] for record in records} == {"training", "embed", "memory", "compile", "quickstart"}
+    assert all("0 s are left" in record["skipped"] for record in records)
