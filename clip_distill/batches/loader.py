@@ -23,6 +23,8 @@ from clip_distill.system.cores import default_workers
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.talk import say
 
+DRAWN_THERE = {"num_workers": 0, "persistent_workers": False, "pin_memory": False}  # of a device's own memory
+
 
 class ResumableLoader(DataLoader[Batch]):
     """A loader that knows its place within an epoch.
@@ -116,7 +118,9 @@ class DistillData(L.LightningDataModule):
         return EpochBatches(len(self.train), size, self.views, self.seed, *self._place(), lengths)
 
     def train_dataloader(self) -> ResumableLoader:
-        self._loader = ResumableLoader(self._placed(self.train), sampler=self.order(), **self._loader_arguments())
+        placed = self._placed(self.train)
+        arguments = self._loader_arguments() | (DRAWN_THERE if isinstance(placed, ResidentCaptions) else {})
+        self._loader = ResumableLoader(placed, sampler=self.order(), **arguments)
         self._loader.device = self._device()
         self._loader.load_state_dict(self._restored)
         self._restored = {"batches": 0}  # of one epoch alone, should Lightning ask for another loader
@@ -134,7 +138,9 @@ class DistillData(L.LightningDataModule):
     def in_order(self, rows: Images | Captions, arguments: dict[str, Any]) -> DataLoader[Batch]:
         """A loader of a validation set."""
         sampler = InOrder(len(rows), self.options.val_batch_size, *self._place(), lengths_of(rows))
-        return DataLoader(self._placed(rows), sampler=sampler, **arguments)
+        placed = self._placed(rows)
+        arguments |= DRAWN_THERE if isinstance(placed, ResidentCaptions) else {}
+        return DataLoader(placed, sampler=sampler, **arguments)
 
     def _placed(self, rows: Images | Captions | PhotoCaptions) -> Dataset[Any]:
         """A data set, or its copy on the training device, which is made once."""
