@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+onnx = pytest.importorskip("onnx")  # ruff: noqa: E402
+
 from clip_distill.cli import main as cli
 from clip_distill.exports.onnx import describe, export_tower, quantise, verify
 from clip_distill.system.files import read_json
@@ -80,7 +82,6 @@ def test_int8_is_a_fraction_of_the_size_and_nearly_the_same(
     with torch.inference_mode():
         cosine = F.cosine_similarity(run(tmp_path / "text.onnx", tokens), module(tokens))
     assert 0.95 < float(cosine.min()) < 0.9999999
-    onnx = pytest.importorskip("onnx")
     weights = {each.name: each for each in onnx.load(tmp_path / "text.onnx").graph.initializer}
     (table,) = (each for each in weights.values() if list(each.dims) == [49408, 16])
     assert table.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
