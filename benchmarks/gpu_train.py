@@ -36,11 +36,11 @@ def stage(check: Check) -> None:
     """Both towers at the batches that matter most, then the others, each with all four ways."""
     results = check.results
     small, most = (4, 8) if check.tiny else (256, 1024)
-    plan = [("text", "bf16-mixed", most), ("image", "bf16-mixed", small), ("image", "bf16-mixed", most)]
-    plan += [("text", "bf16-mixed", small)]
+    plan = [("text", "bf16-mixed", most), ("image", "bf16-mixed", small)]
     if not check.tiny:
-        plan += [("text", "16-mixed", most), ("image", "16-mixed", small), ("text", "bf16-mixed", 4096)]
-        plan += [("image", "bf16-mixed", 4096), ("text", "bf16-mixed", 64), ("image", "bf16-mixed", 64)]
+        plan += [("text", "bf16-mixed", 4096), ("image", "bf16-mixed", most), ("text", "bf16-mixed", small)]
+        plan += [("image", "16-mixed", small), ("text", "16-mixed", most), ("image", "bf16-mixed", 4096)]
+        plan += [("text", "bf16-mixed", 64), ("image", "bf16-mixed", 64)]
     until = results.left - SHARE * results.seconds
     for tower, precision, batch in plan:
         rates: dict[str, float] = {}
@@ -104,16 +104,19 @@ def assembled(check: Check, tower: str, batch: int, mode: str, compile: bool = F
 class Clock(L.Callback):
     """Times the steps after the first ones until there is enough, and ends the run."""
 
-    def __init__(self, device: torch.device, seconds: float) -> None:
-        self.device, self.seconds = device, seconds
+    def __init__(self, device: torch.device, warm: float, seconds: float) -> None:
+        self.device, self.warm, self.seconds = device, warm, seconds
         self.steps, self.samples, self.began, self.taken = 0, 0, 0.0, 0.0
+        self.first = 0.0
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
         self.steps += 1
-        if self.steps == WARM:
-            synchronise(self.device)
-            self.began = time.perf_counter()
-        elif self.steps > WARM and not trainer.should_stop:
+        self.first = self.first or time.perf_counter()
+        if not self.began:
+            if self.steps >= WARM and time.perf_counter() - self.first >= self.warm:
+                synchronise(self.device)
+                self.began = time.perf_counter()
+        elif not trainer.should_stop:
             self.samples += len(batch.rows)
             if time.perf_counter() - self.began > self.seconds:
                 synchronise(self.device)
@@ -124,7 +127,7 @@ class Clock(L.Callback):
 def trained(check: Check, recipe: Recipe, module: Any, data: Any, precision: str) -> float:
     """Samples a second of `fit`'s own Trainer."""
     quiet_lightning(entirely=True)
-    clock = Clock(check.device, check.moment)
+    clock = Clock(check.device, check.warm, check.moment)
     options = TRAINER_DEFAULTS | {"max_epochs": -1, "max_steps": 10**6, "limit_val_batches": 0}
     options |= {"precision": precision, "callbacks": clock, "enable_progress_bar": False, "devices": 1}
     options |= {"accelerator": "gpu" if check.device.type == "cuda" else "cpu"}
@@ -176,8 +179,11 @@ def make_step(
 def rate_of(check: Check, batches: list[tuple[Tensor, Tensor]], step: Callable[[Tensor, Tensor], None]) -> float:
     """Samples a second."""
     around: Iterator[tuple[Tensor, Tensor]] = cycle(batches)
-    for inputs, target in islice(around, WARM):
+    began = time.perf_counter()
+    for number, (inputs, target) in enumerate(around, 1):
         step(inputs, target)
+        if number >= WARM and time.perf_counter() - began >= check.warm / 2:
+            break
     synchronise(check.device)
     seen, began = 0, time.perf_counter()
     while time.perf_counter() - began < check.moment:

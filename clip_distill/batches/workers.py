@@ -66,7 +66,8 @@ def measure(images: Images, view: int, batch_size: int, trainer: Any) -> Choice:
     def prepare(pixels: Tensor) -> Tensor:
         if distiller.teach is not None:
             distiller.teach(pixels)
-        return normalise(pixels, distiller.spec.preprocess)
+        # what frozen stages made of photos is no picture any more
+        return pixels.float() if distiller.reads_features else normalise(pixels, distiller.spec.preprocess)
 
     context = trainer.precision_plugin.forward_context
     return choose(
@@ -137,7 +138,9 @@ def step_seconds(
 
     devices = [device] if device.type == "cuda" else []
     with torch.enable_grad(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
-        size = 1
+        if device.type == "cuda":
+            step(pixels[:2].to(device))  # starts CUDA and loads its kernels, which takes longer than any step
+        size = min(2, batch_size)  # a batch norm can't train on one
         while True:
             batch = pixels.repeat(-(-size // len(pixels)), 1, 1, 1)[:size].to(device)
             taken = step(batch)

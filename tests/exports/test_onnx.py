@@ -1,3 +1,4 @@
+# ruff: noqa: E402  # what needs onnx is imported once it is known to be there
 """ONNX files, read back by onnxruntime at shapes that they were not traced with."""
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-onnx = pytest.importorskip("onnx")  # ruff: noqa: E402
+onnx = pytest.importorskip("onnx")
 
 from clip_distill.cli import main as cli
 from clip_distill.exports.onnx import describe, export_tower, quantise, verify
