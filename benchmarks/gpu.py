@@ -35,7 +35,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300, help="for all of it")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu")
     parser.add_argument("--tiny", action="store_true", help="small models and batches")
-    parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3, 4, 5], help="some of them")
+    parser.add_argument(
+        "--stages", nargs="+", type=int, choices=range(1, 6), default=[1, 2, 3, 4, 5], help="some, in this order"
+    )
     given = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from clip_distill.system.openmp import wait_shortly
@@ -56,9 +58,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         check = Check(Path(folder), given.device, given.tiny, results)
         stages = (gpu_train.stage, gpu_embed.stage, gpu_memory.stage, gpu_compile.stage, gpu_embed.quickstart)
-        for number, stage in enumerate(stages, 1):
-            if number in given.stages:
-                stage(check)
+        for number in given.stages:
+            stages[number - 1](check)
     results.finish()
 
 
