@@ -68,6 +68,6 @@ def captured(check: Check, student: Any, objective: Any, inputs: torch.Tensor, t
             step()
     torch.cuda.current_stream().wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a loader's thread may pin memory meanwhile
         step()
     return rate_of(check, [(inputs, target)], lambda *_: graph.replay())

@@ -53,7 +53,8 @@ class Check:
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.device_name)
+        device = torch.device(self.device_name)
+        return torch.device(device.type, device.index or 0)  # some of torch's functions want a number
 
     @property
     def workers(self) -> int:

@@ -44,7 +44,7 @@ def stage(check: Check) -> None:
     until = results.left - SHARE * results.seconds
     for tower, precision, batch in plan:
         rates: dict[str, float] = {}
-        if (tower, batch) == ("image", small):  # after the first of the other tower
+        if (tower, precision, batch) == ("image", "bf16-mixed", small):  # after the first of the other tower
             results.measure("training", "text, profile", 1 if check.tiny else 8, lambda: profile(check))
         for mode in MODES[tower]:
             needs = (1 if check.tiny else 8) + max(0.0, until)

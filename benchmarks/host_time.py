@@ -6,7 +6,8 @@
 On a GPU the student computes beside Python, and a step takes the longer of the two: what this program measures is the
 least that a step can take there. The student is one with hardly any arithmetic, all else is `fit`'s own: order, loader,
 losses, clipping, optimiser, average, logging every 10 steps, checkpoints. What remains of arithmetic, the same on one
-batch in memory without a loader or Trainer, is taken off. Photos are packed, and a worker reads them, as on a GPU.
+batch in memory without a loader or Trainer, is taken off. Photos are packed at
+64 pixels, and a worker reads them, as on a GPU.
 Times are CPU time of the main thread, so that other programs on the machine count little; the modes take turns.
 
 Data are the quickstart's scenes and teacher, drawn anew in a temporary folder.
@@ -84,7 +85,7 @@ def measure(root: Path, mode: Mode, batch: int, steps: int) -> tuple[float, floa
     import lightning as L
     from stub import Stub
 
-    from clip_distill.recipe import Loader, Recipe
+    from clip_distill.recipe import Loader, Recipe, Student
     from clip_distill.train.assemble import assemble
     from clip_distill.train.settings import TRAINER_DEFAULTS
     from clip_distill.train.trainer import make_trainer, quiet_lightning
@@ -102,7 +103,9 @@ def measure(root: Path, mode: Mode, batch: int, steps: int) -> tuple[float, floa
     quiet_lightning(entirely=True)
     keys = {key: str(root / value) if key == "packed" else value for key, value in mode.loader.items()}
     places = {"data": str(root / "data"), "store": str(root / "store"), "out": tempfile.mkdtemp(dir=root)}
-    recipe = Recipe(mode.tower, **places, loader=Loader(batch_size=batch, **keys), ema=0.99)  # type: ignore[arg-type]
+    student = Student(options={"input_resolution": 64} if mode.tower == "image" else {})
+    loader = Loader(batch_size=batch, **keys)
+    recipe = Recipe(mode.tower, **places, student=student, loader=loader, ema=0.99)  # type: ignore[arg-type]
     module, data = assemble(recipe)
     module.student = Stub(mode.tower, data.train.store.manifest.dim)  # type: ignore[union-attr]
     module.prepare(recipe)

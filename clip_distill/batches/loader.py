@@ -121,7 +121,8 @@ class DistillData(L.LightningDataModule):
         placed = self._placed(self.train)
         arguments = self._loader_arguments() | (DRAWN_THERE if isinstance(placed, ResidentCaptions) else {})
         self._loader = ResumableLoader(placed, sampler=self.order(), **arguments)
-        self._loader.device = self._device()
+        if placed is self.train:  # what lies on the device is not copied to it
+            self._loader.device = self._device()
         self._loader.load_state_dict(self._restored)
         self._restored = {"batches": 0}  # of one epoch alone, should Lightning ask for another loader
         return self._loader
