@@ -148,6 +148,8 @@ class Recipe:
         compile: Compile the student by torch.compile: a minute's start for faster steps, on GPUs above all.
         checkpointing: Compute blocks again in the backward pass instead of keeping what they computed: slower, in less
             memory.
+        holdout: Where the data has no validation photos with captions, this share of the training rows, 2,000 at most,
+            is kept from training, and the student is measured by how well it finds the teacher's embeddings of them.
         sources: Other places for parts of the data.
         translations: Files of parallel captions (TSV, CSV, parquet) to train a text student on, in place of the data's:
             a caption that the store has, and the same in another language, which learns the first one's embedding.
@@ -176,6 +178,7 @@ class Recipe:
     mixup: float = 0.0
     compile: bool = False
     checkpointing: bool = False
+    holdout: float = 0.05
     sources: Sources = field(default_factory=Sources)
     translations: list[str] | str | None = None
     translations_columns: tuple[str | int, str | int] = (1, 2)

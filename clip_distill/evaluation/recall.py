@@ -76,6 +76,22 @@ def retrieval_metrics(
     return metrics | {"mean_recall": sum(recalls) / len(recalls)}
 
 
+def match_metrics(student: Tensor, teacher: Tensor) -> dict[str, float]:
+    """Whether each row's student embedding finds the teacher's of the same row among the teacher's of all rows.
+
+    Args:
+        student: [N, D].
+        teacher: [N, D] of the same inputs.
+
+    Returns:
+        `match_r1`, `match_r5`, `match_r10`, recall in per cent, and `mean_match`, the mean of the three.
+    """
+    _require_same_rows(student, teacher)
+    ranks, _ = retrieval_ranks(teacher, student, torch.arange(len(teacher)))
+    metrics = {f"match_r{k}": 100 * int((ranks <= k).sum()) / len(ranks) for k in KS}
+    return metrics | {"mean_match": sum(metrics.values()) / len(KS)}
+
+
 RECALLS = tuple(f"{direction}_r{k}" for direction in ("t2i", "i2t") for k in KS)
 
 

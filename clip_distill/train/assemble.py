@@ -24,10 +24,11 @@ from clip_distill.system.talk import say
 from clip_distill.towers.spec import TOWERS, Tower, TowerSpec
 from clip_distill.train.distill import Distiller
 from clip_distill.train.distill_both import BothDistiller
+from clip_distill.train.holdout import HeldOut, hold_out
 from clip_distill.train.samples import OnlineTarget, make_captions, make_images, pack_loader
 from clip_distill.train.student import build_student
 from clip_distill.train.tables import Tables, draw_bank, open_pairs, open_tables
-from clip_distill.train.validation import load_both, load_validation
+from clip_distill.train.validation import Validation, load_both, load_validation
 
 
 def assemble(recipe: Recipe, online: OnlineTarget | None = None, teach: Any = None) -> tuple[Distiller, DistillData]:
@@ -44,10 +45,15 @@ def assemble(recipe: Recipe, online: OnlineTarget | None = None, teach: Any = No
     """
     tower = recipe.one
     corpus = scan_corpus(recipe)
-    tables = open_tables(recipe)
+    alone = not (corpus.val.images.num_rows and corpus.val.captions.num_rows)
+    tables = open_tables(recipe, held_out=alone)
+    validation: Validation | HeldOut
+    if alone:
+        corpus, validation, val_rows = hold_out(corpus, tower, tables.train[tower], recipe.holdout)
+    else:
+        foreign = recipe.translations is not None
+        validation, val_rows = load_validation(tower, tables.val["image"], tables.val["text"], corpus.val, foreign)
     spec, student = build_student(recipe, tables.teacher(tower), corpus)
-    foreign = recipe.translations is not None
-    validation, val_rows = load_validation(tower, tables.val["image"], tables.val["text"], corpus.val, foreign)
     stored = None if online else tables.train[tower]
     train: Images | Captions
     val: Images | Captions

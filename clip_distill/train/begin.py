@@ -14,7 +14,6 @@ from clip_distill.batches.features import pack_features
 from clip_distill.batches.loader import DistillData
 from clip_distill.evaluation.loading import load_student, require_taught_by, teacher_of_store
 from clip_distill.recipe import Recipe
-from clip_distill.store.ensemble import open_table
 from clip_distill.store.table import StoreError, require_same, teacher_fingerprint
 from clip_distill.students.inherit import inherit
 from clip_distill.system.errors import AlreadyExists
@@ -93,16 +92,16 @@ def checked_teacher(recipe: Recipe) -> tuple[TowerSpec, nn.Module]:
         StoreError: It is another one, or the store was made by several.
     """
 
-    store = open_table(recipe.store, recipe.tower, "val")
-    if "ensemble" in store.manifest.teacher:
-        several = ", ".join(store.manifest.teacher["ensemble"])
+    stored = teacher_of_store(recipe.store)
+    if "ensemble" in stored:
+        several = ", ".join(stored["ensemble"])
         raise StoreError(
             f"{recipe.store}: expected one teacher to load, found several ({several}). Use --target stored and "
             "--student.init random"
         )
-    name = recipe.teacher or store.manifest.teacher["name"]
+    name = recipe.teacher or stored["name"]
     spec, module = load_teacher(name, recipe.one)
-    expected, found = teacher_fingerprint(store.manifest.teacher), teacher_fingerprint(spec.teacher)
+    expected, found = teacher_fingerprint(stored), teacher_fingerprint(spec.teacher)
     require_same(
         f"teacher {name!r}",
         expected,

@@ -16,6 +16,7 @@ from clip_distill.batches.mixup import mix
 from clip_distill.losses import WeightedSum
 from clip_distill.recipe import Optimizer, Recipe
 from clip_distill.towers.spec import TowerSpec
+from clip_distill.train.holdout import HeldOut
 from clip_distill.train.training import Training
 from clip_distill.train.validation import Validation
 
@@ -43,7 +44,7 @@ class Distiller(Training):
         student: nn.Module,
         objective: WeightedSum,
         optimizer: Optimizer,
-        validation: Validation,
+        validation: Validation | HeldOut,
         teach: Teach | None = None,
         pairs: Draw | None = None,
     ) -> None:

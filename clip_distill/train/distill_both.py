@@ -39,6 +39,7 @@ class BothDistiller(Training):
         # they come as they are used, not as they are trained
         both = nn.ModuleDict({tower: module for tower, (_, module) in students.items()}).train().requires_grad_(True)
         super().__init__(both, objective, optimizer, validation)
+        self._pairs = validation
         self.specs = {tower: spec for tower, (spec, _) in students.items()}
         self._seen: dict[Tower, list[tuple[Tensor, Tensor]]] = {tower: [] for tower in TOWERS}
 
@@ -67,6 +68,6 @@ class BothDistiller(Training):
     def on_validation_epoch_end(self) -> None:
         seen, self._seen = self._seen, {tower: [] for tower in TOWERS}
         if self.sees_all:
-            images = self.gather_rows(seen["image"], len(self.validation.own))
-            captions = self.gather_rows(seen["text"], len(self.validation.other))
-            self.log_recall(self.validation.metrics_of_both(images, captions))
+            images = self.gather_rows(seen["image"], len(self._pairs.own))
+            captions = self.gather_rows(seen["text"], len(self._pairs.other))
+            self.log_recall(self._pairs.metrics_of_both(images, captions))

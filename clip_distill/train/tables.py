@@ -31,7 +31,7 @@ class Tables:
     """All that a run reads, of one teacher.
 
     Args:
-        val: Both towers' validation tables.
+        val: Both towers' validation tables; none where rows of the training are held out.
         train: The training tables of the towers that are trained, and of those that losses compare with.
     """
 
@@ -40,27 +40,32 @@ class Tables:
 
     def teacher(self, tower: Tower) -> dict[str, Any]:
         """The teacher's record, as the table of this tower has it."""
-        return self.val[tower].manifest.teacher
+        return (self.val[tower] if tower in self.val else self.train[tower]).manifest.teacher
 
 
 def other(tower: Tower) -> Tower:
     return "text" if tower == "image" else "image"
 
 
-def open_tables(recipe: Recipe) -> Tables:
+def open_tables(recipe: Recipe, held_out: bool = False) -> Tables:
     """Open every table that the run reads, once, and check that one teacher made them.
+
+    Args:
+        recipe: The run.
+        held_out: The data has nothing to validate on, so that rows of the training table are held out.
 
     Raises:
         StoreError: A table is missing or unfinished, or another teacher made it.
         ValueError: There is no such loss.
     """
-    val = {tower: open_table(recipe.store, tower, "val") for tower in TOWERS}
+    val = {} if held_out else {tower: open_table(recipe.store, tower, "val") for tower in TOWERS}
     own: list[Tower] = list(TOWERS) if recipe.tower == "both" else [recipe.one]
-    train = {tower: open_table(recipe.store, tower, "train") for tower in own if recipe.target == "stored"}
+    wanted = own if recipe.target == "stored" or held_out else []
+    train = {tower: open_table(recipe.store, tower, "train") for tower in wanted}
     if needed(recipe.loss.names):
         train |= {other(tower): _compared_with(recipe, other(tower)) for tower in own if other(tower) not in train}
     for table in train.values():
-        require_teacher(table, val[own[0]])
+        require_teacher(table, train[own[0]] if held_out else val[own[0]])
     return Tables(val, train)
 
 

@@ -47,12 +47,14 @@ def quiet_lightning(entirely: bool = False) -> None:
         warnings.filterwarnings("ignore", message, module=r"lightning\.")
 
 
-def make_trainer(recipe: Recipe, options: dict[str, Any], out: Path) -> tuple[Trainer, ModelCheckpoint, Cost]:
-    """Lightning's Trainer with the recipe's options, loggers and checkpoints below `out`."""
+def make_trainer(
+    recipe: Recipe, options: dict[str, Any], out: Path, measure: str = "mean_recall"
+) -> tuple[Trainer, ModelCheckpoint, Cost]:
+    """Lightning's Trainer with the recipe's options; loggers and checkpoints, the best by `measure`, below `out`."""
     folder = out / "checkpoints"
     # recall on the whole validation set chooses; in-batch accuracy would change with the batch size
     best = ModelCheckpoint(
-        folder, "best", monitor="val/mean_recall", mode="max", save_weights_only=True, enable_version_counter=False
+        folder, "best", monitor=f"val/{measure}", mode="max", save_weights_only=True, enable_version_counter=False
     )
     last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     # an epoch may take hours: a kill should not cost more than this
@@ -108,6 +110,7 @@ class Lines(Callback):
     def _values(self, trainer: Trainer) -> str:
         """The loss, and the recall of the last validation if there was one; what a bar shows as well."""
         shown = {"train/loss": "loss {:.4f}", "val/mean_recall": "mean recall {:.1f} %"}
+        shown |= {"val/mean_match": "mean match {:.1f} %"}
         there = trainer.progress_bar_metrics
         return "".join(f", {text.format(float(there[name]))}" for name, text in shown.items() if name in there)
 

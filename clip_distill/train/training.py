@@ -24,6 +24,7 @@ from clip_distill.recipe import Optimizer, Recipe
 from clip_distill.students.layers import drop_words, freeze, recompute, rest, skip_frozen, statistics_kept
 from clip_distill.system.errors import InvalidValue
 from clip_distill.towers.spec import TowerSpec
+from clip_distill.train.holdout import HeldOut
 from clip_distill.train.optimizer import lr_factor, make_optimizer
 from clip_distill.train.validation import Validation
 
@@ -38,7 +39,9 @@ class Training(L.LightningModule):
         validation: What recall is measured against.
     """
 
-    def __init__(self, student: nn.Module, objective: nn.Module, optimizer: Optimizer, validation: Validation) -> None:
+    def __init__(
+        self, student: nn.Module, objective: nn.Module, optimizer: Optimizer, validation: Validation | HeldOut
+    ) -> None:
         super().__init__()
         self.objective, self.optimizer_options, self.validation = objective, optimizer, validation
         self.student = student.to(memory_format=torch.channels_last)
@@ -131,9 +134,10 @@ class Training(L.LightningModule):
             self.log_dict({f"train/{name}": value for name, value in zip(parts, values, strict=True)})
 
     def log_recall(self, metrics: dict[str, float]) -> None:
-        """Log a validation's metrics, `mean_recall` on the progress bar too."""
-        self.log_dict({f"val/{name}": value for name, value in metrics.items() if name != "mean_recall"})
-        self.log("val/mean_recall", metrics["mean_recall"], prog_bar=True)
+        """Log a validation's metrics, on the progress bar too the one by which the best epoch is chosen."""
+        chosen = self.validation.measure
+        self.log_dict({f"val/{name}": value for name, value in metrics.items() if name != chosen})
+        self.log(f"val/{chosen}", metrics[chosen], prog_bar=True)
 
     @property
     def sees_all(self) -> bool:

@@ -40,6 +40,7 @@ class Validation:
     other: Tensor
     caption_row: Tensor
     image_row: Tensor
+    measure = "mean_recall"
 
     def metrics(self, student: Tensor) -> dict[str, float]:
         """Retrieval with the teacher's other tower, over all captions, and the mean cosine to the teacher's own if any.

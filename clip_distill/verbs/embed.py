@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from clip_distill.corpus.layout import Sources
 from clip_distill.system.arguments import Place, plain, spelt
-from clip_distill.system.errors import InvalidValue
+from clip_distill.system.errors import InvalidValue, NotFound
 from clip_distill.system.talk import LOGGER, say
 
 if TYPE_CHECKING:
@@ -101,12 +101,11 @@ def embed(
     say(*corpus.report.lines())
     splits: tuple[Split, ...] = ("train", "val") if split == "both" else (split,)
     towers: tuple[Tower, ...] = TOWERS if tower == "both" else (tower,)
-    for each, part in itertools.product(towers, splits):
-        _items(corpus, each, part)  # a part that is missing should not wait for the teacher to end
-    for each in towers:
+    found = _parts_there(corpus, towers, splits)
+    for each in dict.fromkeys(tower for tower, _ in found):
         spec, module = load_teacher(plain(teacher), each)
         runner = Runner(spec, module, pick_device(device), precision, batch_size, workers)
-        for part in splits:
+        for part in (part for tower, part in found if tower == each):
             augmented = part == "train" and each == "image" and views > 1
             made_by = Manifest(
                 tower=each,
@@ -121,6 +120,33 @@ def embed(
             with _memory_explained(runner):
                 _embed_table(table_folder(os.fspath(store), each, part), made_by, corpus, runner, shard_rows)
         del spec, module, runner  # before the next tower is loaded
+
+
+def _parts_there(corpus: Corpus, towers: tuple[Tower, ...], splits: tuple[Split, ...]) -> list[tuple[Tower, Split]]:
+    """The parts of the data to embed, known before a teacher is loaded; what is missing and not needed is said.
+
+    Training needs one tower's photos or captions: the other tower's, and those to validate on, may be missing, unless
+    nothing else was asked for.
+
+    Raises:
+        NotFound: None of what was asked for is there.
+    """
+    wanted = list(itertools.product(towers, splits))
+    found, missing = [], []
+    for tower, part in wanted:
+        try:
+            _items(corpus, tower, part)
+            found.append((tower, part))
+        except NotFound as error:
+            missing.append((tower, part, error))
+    if not any(part == splits[0] for _, part in found):
+        raise missing[0][2]
+    for tower, part, _ in missing:
+        what = "photos" if tower == "image" else "captions"
+        say(f"no {what} to {'train on' if part == 'train' else 'validate on'}: not embedded")
+    if any(part == "val" for _, part, _ in missing):
+        say("`fit` then holds out a share of what it trains on, and measures the student by that (--holdout)")
+    return found
 
 
 def _items(corpus: Corpus, tower: str, split: str) -> pa.Table:

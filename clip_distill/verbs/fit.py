@@ -52,7 +52,8 @@ class Run(os.PathLike[str]):
     Args:
         out: The folder: student/, checkpoints/, logs/, recipe.yaml.
         students: Tower → the folder of its student; empty where nothing was trained.
-        mean_recall: Of the best epoch, in per cent: the mean of recall@1, 5 and 10, both ways.
+        mean_recall: Of the best epoch, in per cent: the mean of recall@1, 5 and 10, both ways; where rows of the
+            training were held out, of the student's match with the teacher.
         learning_rate: What `find_lr` suggests, where it was asked for.
     """
 
@@ -134,7 +135,7 @@ def train(parser: Parser, config: Any) -> Run:
         module, data, report = new_student(recipe, fresh=last is None)
     if config.find_lr:
         return Run(out, learning_rate=find_lr(module, data, trainer_options))
-    trainer, best, cost = make_trainer(recipe, trainer_options, out)
+    trainer, best, cost = make_trainer(recipe, trainer_options, out, module.validation.measure)
     if report is not None and trainer.is_global_zero:
         say(str(report))
     if trainer.is_global_zero:
@@ -159,7 +160,7 @@ def save_students(module: Training, trainer: Trainer, best: ModelCheckpoint, out
         state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
         module.load_state_dict(state)
     recall = None if best.best_model_score is None else float(best.best_model_score)
-    score = "" if recall is None else f", mean recall {recall:.1f} %"
+    score = "" if recall is None else f", {module.validation.measure.replace('_', ' ')} {recall:.1f} %"
     students: dict[Tower, Path] = {}
     for name, spec, tower in module.towers(module.trained):
         folder = students[spec.tower] = out / "student" / name

@@ -1,0 +1,129 @@
+"""What a student is measured by where there are no validation photos with captions: rows kept from its training.
+
+Nothing but the teacher's own embeddings of these rows is needed, so it serves either tower and any language.
+Shapes: N rows, D embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clip_distill.corpus.layout import Corpus
+from clip_distill.evaluation.recall import match_metrics, mean_cosine, neighbour_overlap
+from clip_distill.store.table import Store, StoreError
+from clip_distill.system.errors import InvalidValue
+from clip_distill.system.talk import say
+from clip_distill.towers.spec import Tower
+
+MOST = 2000
+FEWEST = 10  # where a share is less: a match among two rows says nothing
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a student is measured against.
+
+    Args:
+        own: [N, D] the teacher's embedding of each row that the student embeds.
+    """
+
+    own: Tensor
+    measure = "mean_match"
+
+    def metrics(self, student: Tensor) -> dict[str, float]:
+        """`match_r1`, `match_r5`, `match_r10` and `mean_match` in per cent, `neighbours` in per cent, and `cosine`.
+
+        Args:
+            student: [N, D], in the order of `own`; not normalised.
+        """
+        return agreement(student.float(), self.own)
+
+
+def agreement(student: Tensor, teacher: Tensor) -> dict[str, float]:
+    """How near a student is to its teacher on the same rows, without captions or photos to compare with."""
+    found = match_metrics(student, teacher)
+    found["neighbours"] = 100 * neighbour_overlap(student, teacher)
+    found["cosine"] = mean_cosine(student, teacher)
+    return found
+
+
+def hold_out(corpus: Corpus, tower: Tower, store: Store, share: float) -> tuple[Corpus, HeldOut, pa.Table]:
+    """Keep a share of the training rows to measure by; which, is decided by each row's content alone.
+
+    So a row stays where it is when data is added (above `MOST`, new rows may send old ones back to training, never the
+    other way), and copies of a photo, or of a caption but for its spaces and capitals, are on one side.
+
+    Args:
+        corpus: What was found.
+        tower: That is trained.
+        store: The teacher's training table of this tower.
+        share: Of the rows, up to `MOST`, at least `FEWEST` where there are enough.
+
+    Returns:
+        The corpus without them, the measure, and the table of its rows: photos (id, path, offset, size, digest) or
+        captions (id).
+
+    Raises:
+        StoreError: The store has none of the rows.
+        InvalidValue: There are too few, or the share is none.
+    """
+    if not 0 < share < 1:
+        raise InvalidValue(f"holdout: expected a share above 0 and below 1, found {share}")
+    column = "id" if tower == "image" else "original" if "original" in corpus.train.captions.column_names else "text"
+    table = corpus.train.require_images() if tower == "image" else corpus.train.require_captions()
+    rows = store.find(table.column(column))
+    if not (rows >= 0).any():
+        raise StoreError(
+            f"{store.folder}: expected the data's {tower}s, found none of {len(table)}. Is --data the folder that the "
+            "store was made from?"
+        )
+    places = np.flatnonzero(rows >= 0)
+    digests = store.photos(rows[places]).column("digest").to_pylist() if tower == "image" else None
+    names = table.column(column).take(pa.array(places)).to_pylist()
+    keys = places_of([key_of(name, None if digests is None else digests[i]) for i, name in enumerate(names)])
+    chosen = choose(keys, share)
+    kept = np.ones(len(table), bool)
+    kept[places[chosen]] = False
+    firsts = np.flatnonzero(chosen)[np.unique(keys[chosen], return_index=True)[1]]
+    held = table.take(pa.array(places[firsts]))
+    own = torch.from_numpy(store.embeddings(rows[places[firsts]])).float()
+    say(f"validation: {len(firsts):,} of the training {tower}s are held out (--holdout {share:g}); no captions needed")
+    if tower == "image":
+        mine = held.append_column("digest", store.photos(rows[places[firsts]]).column("digest"))
+        train = replace(corpus.train, images=table.filter(pa.array(kept)))
+    else:
+        mine = pa.table({"id": held.column("text")})
+        train = replace(corpus.train, captions=table.filter(pa.array(kept)))
+    return replace(corpus, train=train), HeldOut(own), mine
+
+
+def key_of(name: str, digest: int | None) -> str:
+    """What decides on which side a row is: the photo's content where it is known, or the caption's words."""
+    return " ".join(name.casefold().split()) if digest is None else f"{digest:016x}"
+
+
+def places_of(keys: list[str]) -> NDArray[np.float64]:
+    """[N] numbers from 0 to 1, the same for the same key."""
+    hashes = [int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") for key in keys]
+    return np.array(hashes, np.uint64) / 2.0**64
+
+
+def choose(places: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
+    """[N] which rows are held out: those with the smallest numbers.
+
+    Raises:
+        InvalidValue: Fewer than two rows would be held out, or trained on.
+    """
+    different = np.unique(places)
+    least = min(FEWEST, len(different) // 2)
+    count = min(MOST, max(least, int((different < share).sum())))
+    if count < 2:
+        raise InvalidValue(f"expected at least 4 different photos or captions to train on, found {len(different)}")
+    return places <= different[count - 1]
