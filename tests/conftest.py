@@ -33,6 +33,14 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black
 SHAPES = ("circle", "square", "bar", "frame")
 
 
+# Files that take longest come first, so that no process works on one alone at the end.
+SLOWEST = ("test_gpu_check.py", "test_plan.py", "test_s3.py", "test_main.py", "test_cluster.py", "test_quickstart.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in SLOWEST)
+
+
 def save_teacher(
     folder: Path, *, custom_text: bool, seed: int = 0, quick_gelu: bool = False, timm_model: str | None = None
 ) -> str:

@@ -41,7 +41,7 @@ class EvaluationReport(Report):
 
     @property
     def students(self) -> dict[str, dict[str, Any]]:
-        """Tower → the student's name, parameters, mean cosine to the teacher, and share of neighbours."""
+        """Tower → the student's name, parameters, mean cosine to the teacher, share of neighbours, and match."""
         return self.numbers["students"]
 
     def show(self, console: Console | None = None) -> None:
@@ -57,8 +57,12 @@ def show(report: dict[str, Any], console: Console) -> None:
     console.print(f"\n{data['images']:,} photos, {data['captions']:,} captions ({data['split']})", highlight=False)
     for line in notes(report):
         console.print(f"  {line}", highlight=False)
-    console.print("  t→i: text→image; i→t: image→text; recall in per cent; MedR: median rank", highlight=False)
-    console.print(pairings_table(report), towers_table(report), sep="")
+    if report["pairings"]:
+        console.print("  t→i: text→image; i→t: image→text; recall in per cent; MedR: median rank", highlight=False)
+        console.print(pairings_table(report), towers_table(report), sep="")
+    else:
+        console.print("  no photos with captions: compared with the teacher's own embeddings", highlight=False)
+        console.print(towers_table(report))
 
 
 def _table(*left: str) -> Table:
@@ -90,14 +94,16 @@ def pairings_table(report: dict[str, Any]) -> Table:
 def towers_table(report: dict[str, Any]) -> Table:
     """A row per tower: parameters, and how close a student's embeddings are to the teacher's."""
     table = _table("tower", "name")
-    for name in ("parameters", "cosine to\nthe teacher", "nearest 10\nshared"):
+    for name in ("parameters", "cosine to\nthe teacher", "nearest 10\nshared", "match\nR@1", "\nR@10"):
         table.add_column(name, justify="right")
     for tower in ("image", "text"):
         parameters = report["teacher"]["parameters"][tower]
-        table.add_row(f"teacher, {tower}", report["teacher"]["name"], millions(parameters), "", "")
+        table.add_row(f"teacher, {tower}", report["teacher"]["name"], millions(parameters), "", "", "", "")
     for tower, student in report["students"].items():
         cosine, overlap = student["mean_cosine"], student["neighbour_overlap"]
-        closeness = ("–", "–") if cosine is None else (f"{cosine:.4f}", f"{100 * overlap:.0f}%")
+        closeness = ["–"] * 4 if cosine is None else [f"{cosine:.4f}", f"{100 * overlap:.0f}%"]
+        if student["match"] is not None:
+            closeness += [f"{student['match'][name]:.1f}" for name in ("match_r1", "match_r10")]
         table.add_row(f"student, {tower}", student["name"], millions(student["parameters"]), *closeness)
     return table
 

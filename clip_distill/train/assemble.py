@@ -17,6 +17,7 @@ from clip_distill.batches.loader import DistillData, LoaderOptions, PairData
 from clip_distill.batches.photo_captions import couple
 from clip_distill.corpus.layout import Corpus, scan
 from clip_distill.corpus.translations import with_translations
+from clip_distill.evaluation.holdout import HeldOut, hold_out
 from clip_distill.losses import WeightedSum
 from clip_distill.losses.both import BETWEEN, BothSum
 from clip_distill.recipe import Loader, Loss, Recipe
@@ -24,7 +25,6 @@ from clip_distill.system.talk import say
 from clip_distill.towers.spec import TOWERS, Tower, TowerSpec
 from clip_distill.train.distill import Distiller
 from clip_distill.train.distill_both import BothDistiller
-from clip_distill.train.holdout import HeldOut, hold_out
 from clip_distill.train.samples import OnlineTarget, make_captions, make_images, pack_loader
 from clip_distill.train.student import build_student
 from clip_distill.train.tables import Tables, draw_bank, open_pairs, open_tables

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from clip_distill.batches.datasets import Batch
 from clip_distill.batches.mixup import mix
+from clip_distill.evaluation.holdout import HeldOut
 from clip_distill.losses import WeightedSum
 from clip_distill.recipe import Optimizer, Recipe
 from clip_distill.towers.spec import TowerSpec
-from clip_distill.train.holdout import HeldOut
 from clip_distill.train.training import Training
 from clip_distill.train.validation import Validation
 

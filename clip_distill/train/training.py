@@ -19,12 +19,12 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
+from clip_distill.evaluation.holdout import HeldOut
 from clip_distill.pixels.views import normalise
 from clip_distill.recipe import Optimizer, Recipe
 from clip_distill.students.layers import drop_words, freeze, recompute, rest, skip_frozen, statistics_kept
 from clip_distill.system.errors import InvalidValue
 from clip_distill.towers.spec import TowerSpec
-from clip_distill.train.holdout import HeldOut
 from clip_distill.train.optimizer import lr_factor, make_optimizer
 from clip_distill.train.validation import Validation
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clip_distill.corpus.layout import Split
+from clip_distill.evaluation.holdout import MOST, agreement
 from clip_distill.evaluation.recall import retrieval_metrics
 from clip_distill.store.table import Store, StoreError, require_same, teacher_fingerprint
 from clip_distill.system.talk import say
@@ -52,6 +53,8 @@ class Validation:
         images, captions = (student, self.other) if self.tower == "image" else (self.other, student)
         result = dict(retrieval_metrics(images, captions[self.caption_row], self.image_row))
         if self.own.shape[1]:
+            sample = slice(None, None, -(-len(student) // MOST))
+            result |= agreement(student[sample], self.own[sample])
             result["cosine"] = float(F.cosine_similarity(student, self.own, dim=-1).mean())
         return result
 

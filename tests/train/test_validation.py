@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clip_distill.cli import main as cli
 from clip_distill.corpus.layout import Split, scan
+from clip_distill.evaluation.holdout import agreement
 from clip_distill.evaluation.recall import mean_cosine, retrieval_metrics
 from clip_distill.evaluation.retrieval import Benchmark, encode_images, encode_texts
 from clip_distill.store.ensemble import open_table
@@ -73,6 +74,10 @@ def test_metrics_are_those_of_evaluate(
         student = captions[[benchmark.captions.index(text) for text in table.column("id").to_pylist()]]
     found = validation.metrics(student)
     cosine = found.pop("cosine")
+    near = agreement(student, validation.own)
+    assert {name: found.pop(name) for name in near.keys() - {"cosine"}} == {
+        name: value for name, value in near.items() if name != "cosine"
+    }
     assert found == pytest.approx(expected, abs=1e-9)
     assert cosine == pytest.approx(mean_cosine(student, validation.own), abs=1e-5)
     assert found["t2i_r1"] < 100  # random towers: a test that all would pass proves nothing

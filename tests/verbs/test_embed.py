@@ -15,16 +15,20 @@ def embed(data: Path, teacher: str, store: Path, *options: str) -> None:
     cli.main(["embed", "--data", str(data), "--teacher", teacher, "--store", str(store), "--workers", "0", *options])
 
 
-def test_a_missing_annotation_file_is_said_before_anything_is_embedded(
-    tiny_data: Path, tiny_teacher: str, tmp_path: Path
+def test_a_missing_annotation_file_is_said_and_the_rest_embedded(
+    tiny_data: Path, tiny_teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = shutil.copytree(tiny_data, tmp_path / "data")
     (data / "COCO/annotations/captions_val2017.json").unlink()
+    asked = ["--tower", "text", "--split", "val"]
     with pytest.raises(SystemExit, match="captions_val2017.json; if they lie elsewhere, pass --sources.val_captions"):
-        embed(data, tiny_teacher, tmp_path / "store")
+        embed(data, tiny_teacher, tmp_path / "store", *asked)
     assert not (tmp_path / "store").exists()
-    embed(data, tiny_teacher, tmp_path / "store", "--tower", "image", "--split", "train")  # needs no captions
-    assert [table.name for table in (tmp_path / "store").iterdir()] == ["image-train"]
+    embed(data, tiny_teacher, tmp_path / "store")
+    told = capsys.readouterr().out
+    assert f"missing: {data}/COCO/annotations/captions_val2017.json" in told
+    assert "no captions to validate on: not embedded" in told
+    assert sorted(table.name for table in (tmp_path / "store").iterdir()) == ["image-train", "image-val", "text-train"]
 
 
 def test_a_teacher_that_lies_elsewhere_now(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clip_distill.cli import main as cli
-from clip_distill.verbs.evaluate import _count_described
+from clip_distill.evaluation.compare import count_described
 
 
 def test_parameters_of_several_teachers_are_not_those_of_the_first(make_record: Callable[..., dict[str, Any]]) -> None:
@@ -20,9 +20,9 @@ def test_parameters_of_several_teachers_are_not_those_of_the_first(make_record: 
         "quick_gelu": False,
     }
     one = make_record() | {"name": "ViT-tiny/made-up", "model_cfg": cfg}
-    assert None not in _count_described(one).values()
+    assert None not in count_described(one).values()
     several = one | {"name": "concat of ViT-tiny/a, ViT-tiny/b", "ensemble": ["ViT-tiny/a", "ViT-tiny/b"]}
-    assert _count_described(several) == {"image": None, "text": None}
+    assert count_described(several) == {"image": None, "text": None}
 
 
 def test_a_photo_that_was_repaired_after_embedding(

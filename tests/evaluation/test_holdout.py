@@ -14,11 +14,11 @@ import yaml
 import clip_distill as cd
 from clip_distill.batches.datasets import Captions, Images
 from clip_distill.cli import main as cli
+from clip_distill.evaluation.holdout import FEWEST, HeldOut, agreement, choose, key_of, places_of
 from clip_distill.evaluation.recall import match_metrics
 from clip_distill.recipe import Loader, Recipe, Student
 from clip_distill.towers.spec import Tower
 from clip_distill.train.assemble import assemble
-from clip_distill.train.holdout import FEWEST, HeldOut, agreement, choose, key_of, places_of
 
 SIZES = {
     "image": {"input_resolution": 32, "patch_size": 16, "width": 16, "layers": 1, "heads": 2},
@@ -183,3 +183,40 @@ def test_two_students_together_need_pairs(
     students = {f"{tower}_student": run for tower, run in tiny_runs.items()}
     with pytest.raises(cd.NotFound, match="expected captions"):
         cd.fit(tower="both", data=data, store=store, out=tmp_path, **students)
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_evaluate_measures_by_the_rows_that_fit_held_out(
+    tower: Tower, stores: dict[Tower, tuple[Path, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, store = stores[tower]
+    run = cd.fit(
+        tower=tower,
+        data=data,
+        store=store,
+        out=tmp_path / "run",
+        holdout=0.3,
+        student={"options": SIZES[tower]},
+        loader={"workers": 0, "batch_size": 4},
+        trainer={"max_epochs": 2, "accelerator": "cpu"},
+    )
+    student = {f"{tower}_student": run}
+    report = cd.evaluate(
+        data=data, store=store, holdout=0.3, workers=0, device="cpu", out=tmp_path / "r.json", **student
+    )
+    found = report.to_dict()
+    assert found["pairings"] == [] and found["data"]["split"] == "held out"
+    assert found["students"][tower]["match"]["mean_match"] == pytest.approx(run.mean_recall, abs=1e-4)
+    capsys.readouterr()
+    report.show()
+    shown = capsys.readouterr().out
+    assert "(held out)" in shown and "match" in shown and "R@10" in shown
+    other = "text" if tower == "image" else "image"
+    with pytest.raises(cd.InvalidValue, match="expected the run of a student"):
+        cd.evaluate(data=data, store=store, **{f"{other}_student": run})
+
+
+def test_without_students_evaluate_wants_photos_with_captions(stores: dict[Tower, tuple[Path, Path]]) -> None:
+    data, store = stores["image"]
+    with pytest.raises(cd.NotFound, match="expected photos"):
+        cd.evaluate(data=data, store=store)
