@@ -9,7 +9,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
+import multiprocessing
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,24 @@ def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 def lines_on_standard_output() -> None:
     """What the package says is printed, as the command line does."""
     to_console()
+
+
+@pytest.fixture(scope="session")
+def forkserver() -> ForkServerContext:
+    """Makes processes that have imported everything: each by itself would take seconds for it."""
+    context = multiprocessing.get_context("forkserver")
+    train = ["clip_distill.train.begin", "clip_distill.train.trainer", "clip_distill.planning.training"]
+    context.set_forkserver_preload([*train, "clip_distill.planning.embedding", "clip_distill.benchmarking.in_torch"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def warm_processes(forkserver: ForkServerContext) -> Iterator[None]:
+    """Lets `plan` and `benchmark` measure in such processes, where what is measured is not what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("clip_distill.system.processes", "clip_distill.benchmarking.variant"):
+            patch.setattr(f"{module}.get_context", lambda method: forkserver)
+        yield
 
 
 @pytest.fixture(scope="session")

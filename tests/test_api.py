@@ -16,6 +16,8 @@ import torch
 import clip_distill as cd
 from clip_distill.cli import main as cli
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 VERBS = ["benchmark", "embed", "evaluate", "export", "fit", "load", "plan", "quickstart"]
 CLASSES = [
     "BadImage",

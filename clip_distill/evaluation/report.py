@@ -94,15 +94,22 @@ def pairings_table(report: dict[str, Any]) -> Table:
 def towers_table(report: dict[str, Any]) -> Table:
     """A row per tower: parameters, and how close a student's embeddings are to the teacher's."""
     table = _table("tower", "name")
-    for name in ("parameters", "cosine to\nthe teacher", "nearest 10\nshared", "match\nR@1", "\nR@10"):
+    alone = not report["pairings"]  # with recall there is a better measure, and match is in the JSON
+    columns = [
+        "parameters",
+        "cosine to\nthe teacher",
+        "nearest 10\nshared",
+        *(["match\nR@1", "\nR@10"] if alone else []),
+    ]
+    for name in columns:
         table.add_column(name, justify="right")
     for tower in ("image", "text"):
         parameters = report["teacher"]["parameters"][tower]
-        table.add_row(f"teacher, {tower}", report["teacher"]["name"], millions(parameters), "", "", "", "")
+        table.add_row(f"teacher, {tower}", report["teacher"]["name"], millions(parameters))
     for tower, student in report["students"].items():
         cosine, overlap = student["mean_cosine"], student["neighbour_overlap"]
-        closeness = ["–"] * 4 if cosine is None else [f"{cosine:.4f}", f"{100 * overlap:.0f}%"]
-        if student["match"] is not None:
+        closeness = ["–"] * 2 if cosine is None else [f"{cosine:.4f}", f"{100 * overlap:.0f}%"]
+        if alone and student["match"] is not None:
             closeness += [f"{student['match'][name]:.1f}" for name in ("match_r1", "match_r10")]
         table.add_row(f"student, {tower}", student["name"], millions(student["parameters"]), *closeness)
     return table

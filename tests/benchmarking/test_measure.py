@@ -14,6 +14,8 @@ from clip_distill.benchmarking.inputs import Inputs
 from clip_distill.benchmarking.measure import Settings, Subject, count_flops, measure
 from clip_distill.towers.spec import load_tower
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler is installed")
 def test_every_runtime_gives_the_embeddings_of_eager(tiny_runs: dict[str, Path]) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 
 from clip_distill.cli import main as cli
-
-# Imported once, by a server that forks the processes of a run: each alone would take seconds for it.
-WARM = ["clip_distill.train.begin", "clip_distill.train.trainer", "clip_distill.store.ensemble", __name__]
 
 
 def take_part(rank: int, port: int, arguments: Sequence[str], log: Path) -> None:
@@ -29,10 +26,11 @@ def take_part(rank: int, port: int, arguments: Sequence[str], log: Path) -> None
 
 
 @pytest.fixture
-def run_in_two(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], str]:
+def run_in_two(
+    tmp_path_factory: pytest.TempPathFactory, forkserver: ForkServerContext
+) -> Callable[[Sequence[str]], str]:
     """Runs `clip-distill fit ARGUMENTS` in two processes by DDP, which must succeed; returns what both printed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(WARM)
+    context = forkserver
 
     def run(arguments: Sequence[str]) -> str:
         with socket.socket() as free:

@@ -9,6 +9,8 @@ import pytest
 from clip_distill.cli import main as cli
 from clip_distill.system.files import read_json
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 QUICK = ["--runtimes", "[eager]", "--batch_sizes", "[1, 2]", "--repeats", "3", "--rows", "8", "--device", "cpu"]
 
 

@@ -14,6 +14,8 @@ import pytest
 from clip_distill.cli import main as cli
 from clip_distill.store.table import Store
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 TINY = {
     "image": "{input_resolution: 32, patch_size: 16, width: 32, layers: 1, heads: 2}",
     "text": "{transformer_width: 16, transformer_layers: 1, transformer_heads: 2}",
@@ -43,7 +45,11 @@ def recipes(tiny_data: Path, store: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def planned(
-    tiny_data: Path, tiny_teacher: str, recipes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_data: Path,
+    tiny_teacher: str,
+    recipes: dict[str, Path],
+    warm_processes: None,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """The plan of both towers, each by its recipe, and what was printed."""
     out = tmp_path_factory.mktemp("plan") / "plan.json"
