@@ -20,7 +20,7 @@ import torch
 from clip_distill.benchmarking import chart
 from clip_distill.benchmarking.inputs import Inputs
 from clip_distill.benchmarking.measure import RUNTIMES, Settings, Subject, measure
-from clip_distill.benchmarking.report import add_speedups, machine, show
+from clip_distill.benchmarking.report import BenchmarkReport, add_speedups, machine
 from clip_distill.students.image import vit
 from clip_distill.students.text import transformer
 from clip_distill.system.files import write_json
@@ -65,7 +65,7 @@ def main() -> None:
     for tower, folder in (("image", given.image_student), ("text", given.text_student)):
         report["variants"] += measure(subjects(tower, folder), Inputs(None, max(32, *given.batch_sizes)), settings)
     add_speedups(report["variants"])
-    show(report)
+    BenchmarkReport(report).show()
     write_json(given.out / "inference.json", report)
     if chart.available():
         chart.draw(report, given.out / "inference.png")
