@@ -110,7 +110,7 @@ class Lines(Callback):
     def _values(self, trainer: Trainer) -> str:
         """The loss, and the recall of the last validation if there was one; what a bar shows as well."""
         shown = {"train/loss": "loss {:.4f}", "val/mean_recall": "mean recall {:.1f} %"}
-        shown |= {"val/mean_match": "mean match {:.1f} %"}
+        shown |= {"val/agreement": "agreement {:.1f} %"}
         there = trainer.progress_bar_metrics
         return "".join(f", {text.format(float(there[name]))}" for name, text in shown.items() if name in there)
 

@@ -53,7 +53,7 @@ class Run(os.PathLike[str]):
         out: The folder: student/, checkpoints/, logs/, recipe.yaml.
         students: Tower → the folder of its student; empty where nothing was trained.
         mean_recall: Of the best epoch, in per cent: the mean of recall@1, 5 and 10, both ways; where rows of the
-            training were held out, of the student's match with the teacher.
+            training were held out, of its match and neighbours shared with the teacher.
         learning_rate: What `find_lr` suggests, where it was asked for.
     """
 

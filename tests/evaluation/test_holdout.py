@@ -117,15 +117,15 @@ def test_one_tower_is_distilled_from_nothing_else(
         trainer={"max_epochs": 8, "accelerator": "cpu"},
     )
     printed = capsys.readouterr().out
-    assert "are held out (--holdout 0.05)" in printed and "mean match" in printed
+    assert "are held out (--holdout 0.05)" in printed and "agreement" in printed
     with open(tmp_path / "logs/metrics.csv", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["val/cosine"]]
     assert len(rows) == 8
-    for name in ("match_r1", "match_r5", "match_r10", "mean_match", "neighbours"):
+    for name in ("match_r1", "match_r5", "match_r10", "mean_match", "neighbours", "agreement"):
         assert all(0 <= float(row[f"val/{name}"]) <= 100 for row in rows)
     assert float(rows[-1]["val/cosine"]) > float(rows[0]["val/cosine"])
     best = torch.load(tmp_path / "checkpoints/best.ckpt", weights_only=True)
-    matches = [float(row["val/mean_match"]) for row in rows]
+    matches = [float(row["val/agreement"]) for row in rows]
     assert best["epoch"] == matches.index(max(matches))
     assert run.mean_recall == pytest.approx(max(matches))
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text(encoding="utf-8"))["holdout"] == 0.05
@@ -165,7 +165,7 @@ def test_match_by_hand() -> None:
         "mean_match": pytest.approx(250 / 3)
     }
     same = agreement(teacher, teacher)
-    assert same["mean_match"] == same["neighbours"] == 100
+    assert same["mean_match"] == same["neighbours"] == same["agreement"] == 100
     assert same["cosine"] == pytest.approx(1)
 
 
@@ -206,7 +206,9 @@ def test_evaluate_measures_by_the_rows_that_fit_held_out(
     )
     found = report.to_dict()
     assert found["pairings"] == [] and found["data"]["split"] == "held out"
-    assert found["students"][tower]["match"]["mean_match"] == pytest.approx(run.mean_recall, abs=1e-4)
+    student_found = found["students"][tower]
+    agreed = (student_found["match"]["mean_match"] + 100 * student_found["neighbour_overlap"]) / 2
+    assert agreed == pytest.approx(run.mean_recall, abs=1e-4)
     capsys.readouterr()
     report.show()
     shown = capsys.readouterr().out
