@@ -55,18 +55,7 @@ def teacher(check: Check, name: str, tower: str) -> dict[str, Any]:
     """The largest batch of a teacher's tower."""
     spec, module = load_teacher(check.teacher(name), tower)  # type: ignore[arg-type]
     runner = Runner(spec, module, check.device, "bf16" if check.tiny else "fp16")
-    side = spec.preprocess.get("size", 224) if tower == "image" else 0
-    side = side[0] if isinstance(side, list | tuple) else side
-
-    def run(size: int) -> None:
-        if tower == "image":
-            runner(torch.zeros(size, 3, side, side, device=check.device))
-        else:
-            tokens = torch.ones(size, TEXT_TOKENS, dtype=torch.long, device=check.device)
-            tokens[:, -1] = spec.tokenizer["vocab_size"] - 1
-            runner(tokens)
-
-    return under_caps(check, run, 16 if check.tiny else 1024)
+    return under_caps(check, lambda size: runner(runner.blank(size)), 16 if check.tiny else 1024)
 
 
 def under_caps(check: Check, run: Callable[[int], None], most: int) -> dict[str, Any]:

@@ -287,13 +287,4 @@ def embed_some_texts(runner: Runner, captions: pa.Array, count: int) -> Rate:
 def largest_embed_batch(runner: Runner, most: int) -> int:
     """Views or captions that fit into one forward pass: grown until out of memory on CUDA, extrapolated on the CPU."""
     say(f"measuring the largest batch of the teacher's {runner.spec.tower} tower")
-
-    def inputs(size: int) -> Tensor:
-        if runner.spec.tower == "text":
-            return torch.zeros(size, runner.spec.tokenizer["context_length"], dtype=torch.int64, device=runner.device)
-        side = runner.spec.preprocess["size"]
-        shape = (side, side) if isinstance(side, int) else tuple(side)
-        pixels = torch.zeros(size, 3, *shape, dtype=torch.uint8, device=runner.device)
-        return normalise(pixels, runner.spec.preprocess)
-
-    return largest_that_fits(lambda size: runner(inputs(size)), runner.device, runner.batch_size, most)
+    return largest_that_fits(lambda size: runner(runner.blank(size)), runner.device, runner.batch_size, most)

@@ -74,6 +74,15 @@ class Runner:
 
         return finish
 
+    def blank(self, size: int) -> Tensor:
+        """A batch of nothing, as large as photos or the longest captions make it: pixels [B, 3, S, S] or tokens."""
+        if self.spec.tower == "text":
+            return torch.zeros(size, self.spec.tokenizer["context_length"], dtype=torch.int64, device=self.device)
+        side = self.spec.preprocess["size"]
+        shape = (side, side) if isinstance(side, int) else tuple(side)
+        pixels = torch.zeros(size, 3, *shape, dtype=torch.uint8, device=self.device)
+        return normalise(pixels, self.spec.preprocess)
+
 
 class Source(NamedTuple):
     """An image's id, and which photo it is; None where it can't be read."""

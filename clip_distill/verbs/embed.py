@@ -178,22 +178,9 @@ def _memory_explained(runner: Runner) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         fix = "What is finished is kept: run the command again. --precision fp16 takes less memory, too"
-        trial = partial(_trial, runner)
-        raise explained(error, runner.device, "--batch_size", runner.batch_size, trial, fix) from error
-
-
-def _trial(runner: Runner, size: int) -> None:
-    """A batch of nothing, of the size that photos or the longest captions have."""
-    import torch
-
-    spec = runner.spec
-    if spec.tower == "image":
-        side = spec.preprocess["size"]
-        height, width = (side, side) if isinstance(side, int) else side
-        runner(torch.zeros(size, 3, height, width, device=runner.device))
-    else:
-        length = spec.tokenizer["context_length"]
-        runner(torch.zeros(size, length, dtype=torch.long, device=runner.device))
+        raise explained(
+            error, runner.device, "--batch_size", runner.batch_size, lambda size: runner(runner.blank(size)), fix
+        ) from error
 
 
 def _embed_table(folder: Location, made_by: Manifest, corpus: Corpus, runner: Runner, shard_rows: int) -> None:

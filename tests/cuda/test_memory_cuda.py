@@ -50,16 +50,14 @@ def test_a_batch_that_is_too_large_is_told_with_one_that_fits(
 
 
 def test_embedding_says_which_batch_fits(little_memory: None, make_teacher: Callable[..., str], tmp_path: Path) -> None:
-    from functools import partial
-
     from clip_distill.store.embed import Runner
     from clip_distill.teachers import load_teacher
-    from clip_distill.verbs.embed import _memory_explained, _trial
+    from clip_distill.verbs.embed import _memory_explained
 
     teacher = make_teacher(tmp_path / "teacher", custom_text=True)
     runner = Runner(*load_teacher(teacher, "text"), torch.device("cuda"), batch_size=2**17)
     with pytest.raises(cd.OutOfMemory, match=r"--batch_size 131072: --batch_size \d+ fits"), _memory_explained(runner):
-        partial(_trial, runner)(runner.batch_size)
+        runner(runner.blank(runner.batch_size))
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])
