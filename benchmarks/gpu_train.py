@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
@@ -11,23 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import throughput
 import torch
 from gpu_parts import Check
-from throughput import as_original
+from throughput import Job
 from torch import Tensor, nn
 
 from clip_distill.losses import WeightedSum
 from clip_distill.pixels.views import normalise
-from clip_distill.recipe import Loader, Loss, Optimizer, Recipe, Student
-from clip_distill.train.assemble import assemble
-from clip_distill.train.begin import online_target
+from clip_distill.recipe import Optimizer, Recipe
 from clip_distill.train.optimizer import make_optimizer
 from clip_distill.train.settings import TRAINER_DEFAULTS
 from clip_distill.train.trainer import make_trainer, quiet_lightning
 
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 WARM = 4  # steps before the clock starts
-ORIGINAL_LOSS = ["l1", "ce", "kl"]
 MODES = {"text": ("floor", "original", "disk", "resident"), "image": ("floor", "original", "disk", "packed")}
 SHARE = 0.5  # of all the time at most
 
@@ -105,26 +102,21 @@ def one(check: Check, tower: str, precision: str, batch: int, mode: str, rates: 
 
 def assembled(check: Check, tower: str, batch: int, mode: str, compile: bool = False) -> tuple[Recipe, Any, Any]:
     """The recipe, its module and its data, as `fit` makes them."""
-    original = mode == "original"
-    packed = str(check.root / "packed") if mode == "packed" else None
-    loader = Loader(batch_size=batch, val_batch_size=batch, packed=packed, resident=mode == "resident")
-    recipe = Recipe(
-        tower=tower,  # type: ignore[arg-type]
-        data=str(check.data),
-        store=str(check.store),
-        out=tempfile.mkdtemp(dir=check.root),
-        student=Student(options=check.student(tower)),
-        loss=Loss(ORIGINAL_LOSS if original else ["cosine"]),
-        loader=loader,
-        target="online" if original else "stored",
-        teacher=check.teacher("ViT-B-32"),
-        augment="original" if original and tower == "image" else "none",
+    job = Job(
+        tower,
+        "original" if mode == "original" else "ours",
+        "",  # of the Trainer, which takes it later
+        str(check.data),
+        str(check.store),
+        check.teacher("ViT-B-32"),
+        batch,
+        steps=0,  # by the clock
+        packed=mode == "packed",
+        student=tuple(check.student(tower).items()),
+        resident=mode == "resident",
         compile=compile,
     )
-    online, teach = online_target(recipe)
-    module, data = assemble(recipe, online, teach)
-    if original and tower == "text":
-        as_original(module, data, teach)
+    recipe, module, data = throughput.assembled(job)
     module.prepare(recipe)
     return recipe, module, data
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -27,6 +26,7 @@ from clip_distill.pixels.photos import read_image
 from clip_distill.pixels.views import Views, normalise
 from clip_distill.students import make_student
 from clip_distill.students.layers import freeze, recompute
+from clip_distill.system.allocator import forget_peak, most_resident_bytes
 from clip_distill.teachers import load_teacher
 from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import Tower
@@ -62,7 +62,7 @@ def main() -> None:
 def measure_step(tower: Tower, size: int, switch: str) -> None:
     """CPU seconds and peak memory of a step, and seconds until the first ones are done."""
     run = steps(tower, size, switch)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    forget_peak()
     before = psutil.Process().memory_info().rss
     began = time.perf_counter()
     run()
@@ -72,8 +72,7 @@ def measure_step(tower: Tower, size: int, switch: str) -> None:
         began = time.process_time()
         run()
         seconds.append((time.process_time() - began) / STEPS)
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    peak = most_resident_bytes()
     print(
         f"{tower}, batch {size}, {switch}: {min(seconds):.3f} CPU seconds a step, peak {(peak - before) / 1e6:,.0f} MB "
         f"above the start, {start:.1f} s until step {STEPS}"

@@ -30,7 +30,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).parent))  # its neighbours
 
@@ -53,6 +53,8 @@ class Job:
     steps: int
     packed: bool = False
     student: tuple[tuple[str, float], ...] = ()  # options that differ from the default's
+    resident: bool | Literal["auto"] = "auto"
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,10 +155,15 @@ def assembled(job: Job) -> tuple[Any, Any, Any]:
         out=tempfile.mkdtemp(dir=Path(job.store).parent),
         student=Student(options=dict(job.student)),
         loss=Loss(ORIGINAL_LOSS if original else LOSS[job.tower]),
-        loader=Loader(batch_size=job.batch_size, packed=str(Path(job.store) / "packed") if job.packed else None),
+        loader=Loader(
+            batch_size=job.batch_size,
+            packed=str(Path(job.store) / "packed") if job.packed else None,
+            resident=job.resident,
+        ),
         target="online" if original else "stored",
         teacher=job.teacher,
         augment="original" if original and job.tower == "image" else "none",
+        compile=job.compile,
     )
     online, teach = online_target(recipe)
     module, data = assemble(recipe, online, teach)
