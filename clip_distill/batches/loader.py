@@ -111,15 +111,14 @@ class DistillData(L.LightningDataModule):
         self._loader: ResumableLoader | None = None
         self._restored = {"batches": 0}
         self._workers = options.workers
-        self._copies: dict[Dataset[Any], Dataset[Any]] = {}
+        self._copies: dict[Captions, ResidentCaptions | None] = {}
 
     def order(self) -> EpochBatches:
         size, lengths = self.options.batch_size, lengths_of(self.train)
         return EpochBatches(len(self.train), size, self.views, self.seed, *self._place(), lengths)
 
     def train_dataloader(self) -> ResumableLoader:
-        placed = self._placed(self.train)
-        arguments = self._loader_arguments() | (DRAWN_THERE if isinstance(placed, ResidentCaptions) else {})
+        placed, arguments = self._placed(self.train, self._loader_arguments())
         self._loader = ResumableLoader(placed, sampler=self.order(), **arguments)
         if placed is self.train:  # what lies on the device is not copied to it
             self._loader.device = self._device()
@@ -139,21 +138,23 @@ class DistillData(L.LightningDataModule):
     def in_order(self, rows: Images | Captions, arguments: dict[str, Any]) -> DataLoader[Batch]:
         """A loader of a validation set."""
         sampler = InOrder(len(rows), self.options.val_batch_size, *self._place(), lengths_of(rows))
-        placed = self._placed(rows)
-        arguments |= DRAWN_THERE if isinstance(placed, ResidentCaptions) else {}
+        placed, arguments = self._placed(rows, arguments)
         return DataLoader(placed, sampler=sampler, **arguments)
 
-    def _placed(self, rows: Images | Captions | PhotoCaptions) -> Dataset[Any]:
-        """A data set, or its copy on the training device, which is made once."""
+    def _placed(
+        self, rows: Images | Captions | PhotoCaptions, arguments: dict[str, Any]
+    ) -> tuple[Dataset[Any], dict[str, Any]]:
+        """A data set, or its copy on the training device, which is made once; and the loader's arguments for it."""
+        if not (self._resides and isinstance(rows, Captions) and rows.teacher_tokens is None):
+            return rows, arguments
         if rows not in self._copies:
             device, wanted = self._device(), self.options.resident
-            self._copies[rows] = rows
-            movable = self._resides and isinstance(rows, Captions) and rows.teacher_tokens is None
-            if isinstance(rows, Captions) and movable and (wanted is True or (wanted and fits(rows, device))):
-                self._copies[rows] = ResidentCaptions(rows, device)
-                if rows is self.train:
-                    say(f"loader: {len(rows):,} captions lie on {device}, {bytes_of(rows) / 1e6:,.1f} MB")
-        return self._copies[rows]
+            there = wanted is True or (wanted == "auto" and fits(rows, device))
+            self._copies[rows] = ResidentCaptions(rows, device) if there else None
+            if there and rows is self.train:
+                say(f"loader: {len(rows):,} captions lie on {device}, {bytes_of(rows) / 1e6:,.1f} MB")
+        copy = self._copies[rows]
+        return (rows, arguments) if copy is None else (copy, arguments | DRAWN_THERE)
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
