@@ -26,6 +26,7 @@ from clip_distill.system.errors import InvalidValue
 from clip_distill.teachers import load_teacher
 from clip_distill.towers.spec import TOWERS, Tower, TowerSpec, count_parameters
 
+TEACHER_KEYS = ("name", "weights_sha256", "embed_dim", "store", "parameters")
 NEIGHBOUR_ROWS = 5000  # neighbours are sought among as many evenly spaced rows, since all pairs of 25,000 take a minute
 
 
@@ -65,14 +66,9 @@ def compare_held_out(
         info = table.manifest.teacher | {"store": store, "parameters": count_described(table.manifest.teacher)}
         require_taught_by(f"student {name}", spec, info)
         _, measure, rows = hold_out(corpus, tower, table, share)
-        module = module.to(how.device)
-        if tower == "image":
-            student, _ = encode_images(spec, module, rows, how.device, how.batch_size, how.workers)
-        else:
-            student = encode_texts(spec, module, rows.column("id").to_pylist(), how.device, how.batch_size)
+        student = _embedded(spec, module, rows if tower == "image" else rows.column("id").to_pylist(), how)
         counts["images" if tower == "image" else "captions"] = len(rows)
         found[tower] = {"name": name, "parameters": parameters, **closeness(student, measure.own)}
-    keys = ("name", "weights_sha256", "embed_dim", "store", "parameters")
     return {
         "data": {
             "split": "held out",
@@ -81,7 +77,7 @@ def compare_held_out(
             "skipped_images": {},
             "dropped_captions": 0,
         },
-        "teacher": {key: info[key] for key in keys},
+        "teacher": {key: info[key] for key in TEACHER_KEYS},
         "students": found,
         "captions_unknown_to_teacher": False,
         "pairings": [],
@@ -109,24 +105,32 @@ def compare(
     found: dict[str, Any] = {}
     for tower, (name, spec, module, parameters) in students.items():
         require_taught_by(f"student {name}", spec, guide.info)
-        module = module.to(how.device)
-        if tower == "image":
-            student, ids = encode_images(spec, module, benchmark.images, how.device, how.batch_size, how.workers)
-            if len(ids) != len(benchmark.images):
-                missing = sorted(set(benchmark.images.column("id").to_pylist()) - set(ids))
-                raise InvalidValue(f"{len(missing)} photos of the store can't be read now, for instance {missing[0]}")
-        else:
-            student = encode_texts(spec, module, benchmark.captions, how.device, how.batch_size)
+        student = _embedded(spec, module, benchmark.images if tower == "image" else benchmark.captions, how)
         teacher = embeddings[tower].get("teacher")
         embeddings[tower]["student"] = student
         found[tower] = {"name": name, "parameters": parameters, **closeness(student, teacher)}
-    keys = ("name", "weights_sha256", "embed_dim", "store", "parameters")
     return {
-        "teacher": {key: guide.info[key] for key in keys},
+        "teacher": {key: guide.info[key] for key in TEACHER_KEYS},
         "students": found,
         "captions_unknown_to_teacher": guide.text is None,
         "pairings": measure_pairings(embeddings["image"], embeddings["text"], benchmark.image_of_caption),
     }
+
+
+def _embedded(spec: TowerSpec, module: nn.Module, inputs: pa.Table | list[str], how: Device) -> Tensor:
+    """[N, D] of photos, a table of `corpus.layout`, or of captions.
+
+    Raises:
+        InvalidValue: A photo of the store can't be read now.
+    """
+    module = module.to(how.device)
+    if not isinstance(inputs, pa.Table):
+        return encode_texts(spec, module, inputs, how.device, how.batch_size)
+    student, ids = encode_images(spec, module, inputs, how.device, how.batch_size, how.workers)
+    if len(ids) != len(inputs):
+        missing = sorted(set(inputs.column("id").to_pylist()) - set(ids))
+        raise InvalidValue(f"{len(missing)} photos of the store can't be read now, for instance {missing[0]}")
+    return student
 
 
 def count_described(teacher: dict[str, Any]) -> dict[str, int | None]:

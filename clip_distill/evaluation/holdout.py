@@ -43,7 +43,7 @@ class HeldOut:
         Args:
             student: [N, D], in the order of `own`; not normalised.
         """
-        return agreement(student.float(), self.own)
+        return agreement(student.float(), self.own) | {"cosine": mean_cosine(student.float(), self.own)}
 
 
 def agreement(student: Tensor, teacher: Tensor) -> dict[str, float]:
@@ -55,7 +55,6 @@ def agreement(student: Tensor, teacher: Tensor) -> dict[str, float]:
     found = match_metrics(student, teacher)
     found["neighbours"] = 100 * neighbour_overlap(student, teacher)
     found["agreement"] = (found["mean_match"] + found["neighbours"]) / 2
-    found["cosine"] = mean_cosine(student, teacher)
     return found
 
 
@@ -81,32 +80,33 @@ def hold_out(corpus: Corpus, tower: Tower, store: Store, share: float) -> tuple[
     """
     if not 0 < share < 1:
         raise InvalidValue(f"holdout: expected a share above 0 and below 1, found {share}")
-    column = "id" if tower == "image" else "original" if "original" in corpus.train.captions.column_names else "text"
-    table = corpus.train.require_images() if tower == "image" else corpus.train.require_captions()
+    if tower == "image":
+        table, column = corpus.train.require_images(), "id"
+    else:
+        table = corpus.train.require_captions()
+        column = "original" if "original" in table.column_names else "text"
     rows = store.find(table.column(column))
-    if not (rows >= 0).any():
+    places = np.flatnonzero(rows >= 0)
+    if not len(places):
         raise StoreError(
             f"{store.folder}: expected the data's {tower}s, found none of {len(table)}. Is --data the folder that the "
             "store was made from?"
         )
-    places = np.flatnonzero(rows >= 0)
-    digests = store.photos(rows[places]).column("digest").to_pylist() if tower == "image" else None
     names = table.column(column).take(pa.array(places)).to_pylist()
-    keys = places_of([key_of(name, None if digests is None else digests[i]) for i, name in enumerate(names)])
+    digests = store.photos(rows[places]).column("digest") if tower == "image" else pa.nulls(len(places))
+    keys = places_of([key_of(*row) for row in zip(names, digests.to_pylist(), strict=True)])
     chosen = choose(keys, share)
     kept = np.ones(len(table), bool)
     kept[places[chosen]] = False
-    firsts = np.flatnonzero(chosen)[np.unique(keys[chosen], return_index=True)[1]]
+    firsts = np.flatnonzero(chosen)[np.unique(keys[chosen], return_index=True)[1]]  # of each, not its copies
     held = table.take(pa.array(places[firsts]))
-    own = torch.from_numpy(store.embeddings(rows[places[firsts]])).float()
-    say(f"validation: {len(firsts):,} of the training {tower}s are held out (--holdout {share:g}); no captions needed")
+    measure = HeldOut(torch.from_numpy(store.embeddings(rows[places[firsts]])).float())
+    say(f"validation: {len(held):,} of the training {tower}s are held out (--holdout {share:g}); no captions needed")
+    rest = table.filter(pa.array(kept))
     if tower == "image":
-        mine = held.append_column("digest", store.photos(rows[places[firsts]]).column("digest"))
-        train = replace(corpus.train, images=table.filter(pa.array(kept)))
-    else:
-        mine = pa.table({"id": held.column("text")})
-        train = replace(corpus.train, captions=table.filter(pa.array(kept)))
-    return replace(corpus, train=train), HeldOut(own), mine
+        held = held.append_column("digest", digests.take(pa.array(firsts)))
+        return replace(corpus, train=replace(corpus.train, images=rest)), measure, held
+    return replace(corpus, train=replace(corpus.train, captions=rest)), measure, pa.table({"id": held.column("text")})
 
 
 def key_of(name: str, digest: int | None) -> str:

@@ -96,20 +96,18 @@ def evaluate(
     corpus = scan(data, sources)
     say(*corpus.report.lines())
     part = corpus.train if split == "train" else corpus.val
-    how = Device(pick_device(device), batch_size, workers)
-    if store is not None and students and split == "val" and not (part.images.num_rows and part.captions.num_rows):
+    how, skipped = Device(pick_device(device), batch_size, workers), Counter[str]()
+    alone = split == "val" and not (part.images.num_rows and part.captions.num_rows)
+    if store is not None and students and alone:
         report = compare_held_out(corpus, store, holdout, students, how)
-        if out is not None:
-            write_json(Path(out), report)
-        return EvaluationReport(report, None if out is None else str(out))
-    images, captions = part.require_images(), part.require_captions()
-    skipped: Counter[str] = Counter()
-    if store is not None:
-        guide = stored_teacher(store, split, images, captions, skipped, text_student is not None)
     else:
-        assert teacher is not None
-        guide = run_teacher(teacher, images, captions, skipped, how)
-    report = {"data": count(guide.benchmark, split, skipped), **compare(guide, students, how)}
+        images, captions = part.require_images(), part.require_captions()
+        if store is not None:
+            guide = stored_teacher(store, split, images, captions, skipped, text_student is not None)
+        else:
+            assert teacher is not None
+            guide = run_teacher(teacher, images, captions, skipped, how)
+        report = {"data": count(guide.benchmark, split, skipped), **compare(guide, students, how)}
     if out is not None:
         write_json(Path(out), report)
     return EvaluationReport(report, None if out is None else str(out))

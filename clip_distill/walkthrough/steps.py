@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from itertools import pairwise
 
 from rich.console import Console
-from rich.rule import Rule
 
 WIDTH = 100  # of what is printed; a table cut to a pipe's 80 columns would lose digits
 
@@ -31,7 +30,7 @@ class Steps:
     @contextmanager
     def step(self, title: str, story: str, command: Sequence[str] = ()) -> Iterator[None]:
         """Show the title, what happens, and the command that does the same by itself; then time what is inside."""
-        self.console.print(Rule(f"[bold]{title}", align="left"))
+        self.console.rule(f"[bold]{title}", align="left")
         self.console.print(story, highlight=False, markup=False)
         if command:
             self.console.print(folded(command), style="cyan", highlight=False, soft_wrap=True, markup=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import yaml
 import clip_distill as cd
 from clip_distill.batches.datasets import Captions, Images
 from clip_distill.cli import main as cli
-from clip_distill.evaluation.holdout import FEWEST, HeldOut, agreement, choose, key_of, places_of
+from clip_distill.evaluation.holdout import FEWEST, HeldOut, choose, key_of, places_of
 from clip_distill.evaluation.recall import match_metrics
 from clip_distill.recipe import Loader, Recipe, Student
 from clip_distill.towers.spec import Tower
@@ -57,6 +58,15 @@ def stores(
         cd.embed(data=data, teacher=tiny_teacher, store=root / tower, workers=0, device="cpu")
         made[tower] = data, root / tower  # type: ignore[index]
     return made
+
+
+def fit(tower: Tower, stores: dict[Tower, tuple[Path, Path]], out: Path, epochs: int, **keys: Any) -> cd.Run:
+    """A small student of a tower, trained on what there is of that tower alone."""
+    data, store = stores[tower]
+    student, loader = {"options": SIZES[tower]}, {"workers": 0, "batch_size": 4}
+    trainer = {"max_epochs": epochs, "accelerator": "cpu"}
+    places = {"data": data, "store": store, "out": out}
+    return cd.fit(tower=tower, **places, student=student, loader=loader, trainer=trainer, **keys)
 
 
 def test_embed_says_what_is_missing_and_embeds_the_rest(
@@ -104,18 +114,7 @@ def test_one_tower_is_distilled_from_nothing_else(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    data, store = stores[tower]
-    run = cd.fit(
-        tower=tower,
-        data=data,
-        store=store,
-        out=tmp_path,
-        target=target,
-        student={"options": SIZES[tower], "init": "random"},
-        loader={"workers": 0, "batch_size": 4},
-        optimizer={"lr": 1e-2},
-        trainer={"max_epochs": 8, "accelerator": "cpu"},
-    )
+    run = fit(tower, stores, tmp_path, epochs=8, target=target, optimizer={"lr": 1e-2})
     printed = capsys.readouterr().out
     assert "are held out (--holdout 0.05)" in printed and "agreement" in printed
     with open(tmp_path / "logs/metrics.csv", encoding="utf-8") as file:
@@ -164,7 +163,7 @@ def test_match_by_hand() -> None:
     assert match_metrics(student, teacher) == {"match_r1": 50, "match_r5": 100, "match_r10": 100} | {
         "mean_match": pytest.approx(250 / 3)
     }
-    same = agreement(teacher, teacher)
+    same = HeldOut(teacher).metrics(teacher)
     assert same["mean_match"] == same["neighbours"] == same["agreement"] == 100
     assert same["cosine"] == pytest.approx(1)
 
@@ -190,16 +189,7 @@ def test_evaluate_measures_by_the_rows_that_fit_held_out(
     tower: Tower, stores: dict[Tower, tuple[Path, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, store = stores[tower]
-    run = cd.fit(
-        tower=tower,
-        data=data,
-        store=store,
-        out=tmp_path / "run",
-        holdout=0.3,
-        student={"options": SIZES[tower]},
-        loader={"workers": 0, "batch_size": 4},
-        trainer={"max_epochs": 2, "accelerator": "cpu"},
-    )
+    run = fit(tower, stores, tmp_path / "run", epochs=2, holdout=0.3)
     student = {f"{tower}_student": run}
     report = cd.evaluate(
         data=data, store=store, holdout=0.3, workers=0, device="cpu", out=tmp_path / "r.json", **student

@@ -92,6 +92,8 @@ def test_fit_takes_what_the_plan_states_by_each_towers_recipe(
     assert f"fit, {tower} student, steps" in printed
     fit = report["fit"][tower]
     assert fit["options"]["recipe"]["loss"]["names"] == {"image": ["cosine", "bank_kl"], "text": ["mse"]}[tower]
+    width = {"image": ("width", 32), "text": ("transformer_width", 16)}[tower]
+    assert width in fit["options"]["recipe"]["student"]["options"].items()
     assert (fit["extrapolated"]["rows"], fit["extrapolated"]["steps_per_epoch"]) == (rows, rows // batch)
     assert fit["counted"]["val_rows"] == val
     seconds = fit["measured"]["step"]["seconds"] / fit["measured"]["step"]["items"]
