@@ -1,4 +1,4 @@
-"""Captions from COCO JSON, TSV, CSV, parquet and WebDataset shards: one row per (caption, photo)."""
+"""Captions from COCO JSON, TSV, CSV, text, JSON lines, tables and WebDataset shards: one row per (caption, photo)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from clip_distill.corpus.report import Skips
 from clip_distill.corpus.shards import shard_captions
+from clip_distill.corpus.tables import batches, is_table, photo_column, row_id, schema_of
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.paths import open_binary, suffix
 
 CAPTION_COLUMNS = ("caption", "text", "title")
 IMAGE_COLUMNS = ("image", "file_name", "filepath", "path", "image_path")
-FORMATS = (".json", ".tsv", ".csv", ".parquet", ".tar")
+FORMATS = (".json", ".tsv", ".csv", ".txt", ".jsonl", ".parquet", ".arrow", ".tar")
 
 # What a reader yields: a caption, several, or whatever stands in its place; and its photo's file name, if it has one.
 RawRow = tuple[object, object]
@@ -50,8 +49,12 @@ def read_captions(path: str, caption_column: str | None, image_column: str | Non
         rows = _read_tsv(path, caption_column, image_column, skips)
     elif extension == ".csv":
         rows = _read_csv(path, caption_column, image_column, skips)
-    elif extension == ".parquet":
-        rows = _read_parquet(path, caption_column, image_column)
+    elif extension == ".txt":
+        rows = ((line, None) for _, line in _lines(path, skips))
+    elif extension == ".jsonl":
+        rows = _read_json_lines(path, caption_column, image_column, skips)
+    elif is_table(path):
+        rows = _read_table(path, caption_column, image_column)
     elif extension == ".tar":
         rows = shard_captions(path, skips)
     else:
@@ -101,17 +104,17 @@ def _read_coco(path: str, skips: Skips) -> Iterator[RawRow]:
             f'{path}: expected COCO captions, {{"images": [{{"id", "file_name"}}, …], "annotations": '
             f'[{{"image_id", "caption"}}, …]}}, found {keys}'
         )
-    names: dict[Any, Any] = {}
+    names: dict[str, str] = {}  # 7 and "7" are one id: files have been seen that mix them
     for image in content["images"]:
         image_id, name = (image.get("id"), image.get("file_name")) if isinstance(image, dict) else (None, None)
         if isinstance(image_id, int | str) and isinstance(name, str):
-            names[image_id] = name
+            names[str(image_id)] = name
         else:
             skips.add("image entry without id and file_name", path)
     for annotation in content["annotations"]:
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
-        if isinstance(image_id, int | str) and image_id in names:
-            yield annotation.get("caption"), names[image_id]
+        if isinstance(image_id, int | str) and str(image_id) in names:
+            yield annotation.get("caption"), names[str(image_id)]
         else:
             skips.add("annotation of an image that the file does not list", f"{path}, image_id {image_id!r}")
 
@@ -121,24 +124,19 @@ def _read_tsv(path: str, caption_column: str | None, image_column: str | None, s
 
     The first line is a header if it has the caption's column by name; without one the first column is the caption.
     """
-    with open_binary(path) as file:
-        columns: tuple[int, int | None] | None = None
-        for number, line in enumerate(file, 1):
-            try:
-                cells = line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8").split("\t")
-            except UnicodeDecodeError:
-                skips.add("line is not UTF-8", f"{path}, line {number}")
+    columns: tuple[int, int | None] | None = None
+    for number, line in _lines(path, skips):
+        cells = line.split("\t")
+        if columns is None:
+            if _has_header(cells, caption_column):
+                columns = _pick_columns(path, cells, caption_column, image_column)
                 continue
-            if columns is None:
-                if _has_header(cells, caption_column):
-                    columns = _pick_columns(path, cells, caption_column, image_column)
-                    continue
-                columns = _pick_columns(path, [""] * len(cells), caption_column or "1", image_column)
-            caption, image = columns
-            if caption >= len(cells):
-                skips.add("line with too few columns", f"{path}, line {number}")
-            else:
-                yield cells[caption], cells[image] if image is not None and image < len(cells) else None
+            columns = _pick_columns(path, [""] * len(cells), caption_column or "1", image_column)
+        caption, image = columns
+        if caption >= len(cells):
+            skips.add("line with too few columns", f"{path}, line {number}")
+        else:
+            yield cells[caption], cells[image] if image is not None and image < len(cells) else None
 
 
 def _read_csv(path: str, caption_column: str | None, image_column: str | None, skips: Skips) -> Iterator[RawRow]:
@@ -172,20 +170,50 @@ def _read_csv(path: str, caption_column: str | None, image_column: str | None, s
                 raise InvalidValue(f"{path}: expected a CSV in UTF-8, found: {error}") from error
 
 
-def _read_parquet(path: str, caption_column: str | None, image_column: str | None) -> Iterator[RawRow]:
+def _lines(path: str, skips: Skips) -> Iterator[tuple[int, str]]:
+    """A text file's lines, with their numbers."""
     with open_binary(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield number, line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                skips.add("line is not UTF-8", f"{path}, line {number}")
+
+
+def _read_json_lines(path: str, caption_column: str | None, image_column: str | None, skips: Skips) -> Iterator[RawRow]:
+    """A JSON object a line: its caption, or a list of them, and its photo by their keys."""
+    captions = (caption_column,) if caption_column else CAPTION_COLUMNS
+    images = (image_column,) if image_column else IMAGE_COLUMNS
+    for number, line in _lines(path, skips):
+        if not line.strip():
+            continue
         try:
-            table = pq.ParquetFile(file)
-        except pa.ArrowInvalid as error:
-            raise InvalidValue(f"{path}: expected a parquet file, found: {error}") from error
-        names = table.schema_arrow.names
-        caption, image = _pick_columns(path, names, caption_column, image_column)
-        for column in [caption] + ([image] if image is not None else []):
-            kind = table.schema_arrow.field(column).type
-            if not _is_text(kind):
-                raise InvalidValue(f"{path}: expected column {names[column]!r} to hold text, found {kind}")
-        columns = [names[caption]] + ([names[image]] if image is not None else [])
-        yield from _rows(table.iter_batches(columns=columns), columns[0], columns[1] if image is not None else None)
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            skips.add("line is no JSON object", f"{path}, line {number}")
+        elif (caption := next((key for key in captions if key in row), None)) is None:
+            skips.add(f"line without {' or '.join(captions)}", f"{path}, line {number}")
+        else:
+            yield row[caption], next((row[key] for key in images if key in row), None)
+
+
+def _read_table(path: str, caption_column: str | None, image_column: str | None) -> Iterator[RawRow]:
+    """Rows of a table; where it holds photos, too, each caption is that of its own row's."""
+    schema = schema_of(path)
+    names, photos = schema.names, photo_column(schema)
+    caption, image = _pick_columns(path, names, caption_column, image_column)
+    if photos is not None and image_column is None:
+        image = None
+    for column in [caption] + ([image] if image is not None else []):
+        kind = schema.field(column).type
+        if not _is_text(kind):
+            raise InvalidValue(f"{path}: expected column {names[column]!r} to hold text, found {kind}")
+    columns = [names[caption]] + ([names[image]] if image is not None else [])
+    rows = _rows(batches(path, columns), columns[0], columns[1] if image is not None else None)
+    own = photos is not None and image is None
+    yield from ((text, row_id(path, row) if own else name) for row, (text, name) in enumerate(rows))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -235,33 +263,3 @@ def _find_column(path: str, header: list[str], wanted: str | None, known: tuple[
     raise InvalidValue(
         f"{path}: expected a column {wanted!r} (--sources.{option}, a name or a number from 1), found {found}"
     )
-
-
-def find_photos(names: pa.Array, ids: pa.Array) -> pa.Array:
-    """The photo of each caption.
-
-    A name is looked for among the ids themselves, then among ids without their source's folder, then among base names,
-    last, for shards, without its extension. Where several photos fit, none is taken.
-
-    Args:
-        names: [N] file names as caption files give them; null for a caption without a photo.
-        ids: [M] ids of the split's photos.
-
-    Returns:
-        [N] ids, null where there is no photo of that name.
-    """
-    relative = pc.replace_substring_regex(ids, r"^[^/]*/", "")
-    base = _only_once(pc.replace_substring_regex(ids, r"^.*/", ""))
-    needles = pc.replace_substring_regex(names, r"^.*/", "")
-    stems = pc.replace_substring_regex(needles, r"\.[^.]*$", "")
-    rows = pc.index_in(names, value_set=ids)
-    for wanted, among in ((names, _only_once(relative)), (needles, base), (stems, base)):
-        rows = pc.coalesce(rows, pc.index_in(wanted, value_set=among, skip_nulls=True))
-    return ids.take(rows)
-
-
-def _only_once(values: pa.Array) -> pa.Array:
-    """The same array with null for every value that it holds more than once."""
-    counts = values.value_counts()
-    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    return pc.if_else(pc.is_in(values, value_set=repeated), None, values)

@@ -14,16 +14,17 @@ Any part may be absent until it is asked for, and any part may come from elsewhe
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clip_distill.corpus.captions import FORMATS, encodable, find_photos, read_captions, tidy_name
+from clip_distill.corpus.captions import FORMATS, read_captions
+from clip_distill.corpus.files import holds_captions, images_of, opened
+from clip_distill.corpus.pairs import find_photos
 from clip_distill.corpus.report import Report, Skips, SplitReport
-from clip_distill.corpus.shards import shard_images
 from clip_distill.pixels.photos import IMAGE_EXTENSIONS
 from clip_distill.system import paths
 from clip_distill.system.errors import InvalidValue, NotFound
@@ -49,10 +50,12 @@ class Sources:
     One path or a list, local or fsspec URLs (`s3://…`), with shell-style patterns and ranges: `cc/{000..010}.tar`.
 
     Args:
-        train_images: Folders of training photos, photos, or WebDataset .tar shards.
+        train_images: Folders of training photos, photos, WebDataset .tar shards, .parquet or .arrow tables that hold
+            photos, or folders of such tables (a dataset saved by Hugging Face's datasets).
         val_images: The same for validation.
-        train_captions: Files of training captions: COCO .json, .tsv, .csv, .parquet, or WebDataset .tar shards with
-            .txt or .json members. Not given, and no data folder either: the captions in the shards of train_images.
+        train_captions: Files of training captions: COCO .json, .tsv, .csv, .txt (a caption a line), .jsonl, .parquet,
+            .arrow, or WebDataset .tar shards with .txt or .json members. Not given, and no data folder either: the
+            captions in the shards and tables of train_images.
         val_captions: The same for validation.
         recursive: Read folders inside folders of photos, too.
         caption_column: Name of a table's caption column, or its number from 1; found by itself if it is called
@@ -144,7 +147,7 @@ def _scan_split(data: str | None, sources: Sources, split: str, report: SplitRep
     image_sources, images_sought = _locate(data, sources, f"{split}_images", report)
     caption_files, captions_sought = _locate(data, sources, f"{split}_captions", report)
     if data is None and getattr(sources, f"{split}_captions") is None:
-        caption_files = [path for path in image_sources if paths.suffix(path) == ".tar"]
+        caption_files = [path for path in image_sources if holds_captions(path, sources.caption_column)]
     images = _image_table(image_sources, sources.recursive, report)
     captions = _caption_table(caption_files, sources, images.column("id"), report)
     return Split(
@@ -164,7 +167,7 @@ def _locate(data: str | None, sources: Sources, part: str, report: SplitReport) 
     given: list[str] | str | None = getattr(sources, part)
     if given is not None:
         patterns = [given] if isinstance(given, str) else given
-        found = [path for pattern in patterns for path in paths.expand(pattern)]
+        found = [file for pattern in patterns for path in paths.expand(pattern) for file in opened(path)]
         sought = f"looked in {', '.join(patterns) or 'no place'} (--sources.{part})"
     elif data is not None:
         places = [paths.join(data, name) for name in DEFAULTS[part]]
@@ -190,7 +193,7 @@ def _image_table(sources: list[str], recursive: bool, report: SplitReport) -> pa
     Raises:
         ValueError: Two photos have one id.
     """
-    found = itertools.chain.from_iterable(_images_of(source, recursive, report.skipped_files) for source in sources)
+    found = itertools.chain.from_iterable(images_of(source, recursive, report.skipped_files) for source in sources)
     table = _to_table(progress(found, "finding photos", unit=" photos", leave=False), IMAGES_SCHEMA)
     table = table.sort_by("id").combine_chunks()
     ids = table.column("id")
@@ -203,47 +206,6 @@ def _image_table(sources: list[str], recursive: bool, report: SplitReport) -> pa
         )
     report.images = table.num_rows
     return table
-
-
-def _images_of(source: str, recursive: bool, skips: Skips) -> Iterator[tuple[str, str, int, int]]:
-    if paths.suffix(source) == ".tar" and not paths.is_folder(source):
-        rows: Iterable[tuple[str, str, int, int]] = shard_images(source, skips)
-    elif paths.is_folder(source):
-        rows = _walk(source, paths.base_name(source), recursive, skips, {paths.real_path(source)})
-    elif paths.suffix(source) in IMAGE_EXTENSIONS:
-        folder = paths.base_name(source.rsplit("/", 1)[0] if "/" in source else ".")
-        rows = [(f"{folder}/{paths.base_name(source)}", source, -1, -1)]
-    else:
-        raise InvalidValue(
-            f"{source}: expected a folder of photos, a photo or an uncompressed .tar shard, found another file"
-        )
-    for name, path, offset, size in rows:
-        if encodable(name) and encodable(path):
-            yield tidy_name(name), path, offset, size
-        else:
-            skips.add("file name is not UTF-8", path)
-
-
-def _walk(
-    folder: str, prefix: str, recursive: bool, skips: Skips, seen: set[str]
-) -> Iterator[tuple[str, str, int, int]]:
-    """The photos in a folder. `seen` holds the folders on the way, for links that lead back to one of them."""
-    for name, path, kind in paths.entries(folder):
-        if name.startswith("."):
-            skips.add("hidden", path)
-        elif kind == "folder" and not recursive:
-            skips.add("folder inside a folder of photos; read with --sources.recursive true", path)
-        elif kind == "folder" and paths.real_path(path) in seen:
-            skips.add("folder that was read already, under another name", path)
-        elif kind == "folder":
-            seen.add(paths.real_path(path))
-            yield from _walk(path, f"{prefix}/{name}", recursive, skips, seen)
-        elif paths.suffix(name) not in IMAGE_EXTENSIONS:
-            skips.add("not an image by its extension", path)
-        elif kind == "other":
-            skips.add("broken link", path)
-        else:
-            yield f"{prefix}/{name}", path, -1, -1
 
 
 def _caption_table(files: list[str], sources: Sources, ids: pa.ChunkedArray, report: SplitReport) -> pa.Table:

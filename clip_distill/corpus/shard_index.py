@@ -50,7 +50,7 @@ def members(path: str) -> Iterator[Member]:
         ValueError: The file is not a whole tar.
         OSError: It can't be read.
     """
-    version, index = _version(path), _index_file(path)
+    version, index = version_of(path), _index_file(path)
     table = _load(index, version) if version and index else None
     if table is None:
         table = _walk(path)
@@ -62,7 +62,7 @@ def members(path: str) -> Iterator[Member]:
             yield Member(name.decode("utf-8", "surrogateescape"), offset, size)
 
 
-def _version(path: str) -> str:
+def version_of(path: str) -> str:
     """What is another as soon as the file is; empty where nothing tells."""
     if is_url(path):
         system, inside = url_to_fs(path)

@@ -17,6 +17,10 @@ from clip_distill.system.paths import base_name, open_binary
 
 # webdataset's own rule: the key ends at the first dot of the base name
 NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+DOTTED = (
+    "photo with dots in its name, which WebDataset takes for a sample's fields; name it a_b.jpg instead of a.b.jpg, or "
+    "unpack the tar and give the folder"
+)
 
 
 def shard_images(path: str, skips: Skips) -> Iterator[tuple[str, str, int, int]]:
@@ -31,7 +35,11 @@ def shard_images(path: str, skips: Skips) -> Iterator[tuple[str, str, int, int]]
         if photos:
             yield f"{shard}/{key}", path, photos[0].offset, photos[0].size
         if not photos:
-            skips.add("sample without a photo (KEY.jpg, KEY.png, …)", f"{shard}/{key}")
+            dotted = next((each for each in fields if f".{each.rpartition('.')[2]}" in IMAGE_EXTENSIONS), None)
+            if dotted is None:
+                skips.add("sample without a photo (KEY.jpg, KEY.png, …)", f"{shard}/{key}")
+            else:
+                skips.add(DOTTED, f"{shard}/{key}.{dotted}")
         for _ in photos[1:]:
             skips.add("more than one photo in a sample", f"{shard}/{key}")
 

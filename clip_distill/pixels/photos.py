@@ -16,11 +16,20 @@ from clip_distill.system.errors import InvalidValue
 from clip_distill.system.paths import is_url, read_bytes
 
 _AVIF = features.check("avif")
+HEIF_EXTENSIONS = frozenset([".heic", ".heif", ".hif"])
+try:  # the extra `heif`
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False)
+    _HEIF = True
+except ImportError:
+    _HEIF = False
 IMAGE_EXTENSIONS = frozenset(
     [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"] + ([".avif"] if _AVIF else [])
-)
+) | (HEIF_EXTENSIONS if _HEIF else frozenset())
+RAW_EXTENSIONS = frozenset([".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".orf", ".pef", ".srw", ".raw"])
 # Pillow goes by content, not by name. Its other formats stay off: EPS, for one, would start Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF") + (("AVIF",) if _AVIF else ())
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF") + (("AVIF",) if _AVIF else ()) + (("HEIF",) if _HEIF else ())
 
 # Palettes with transparency, odd metadata and photos over 89 megapixels all decode; one warning a file would be spam.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -39,7 +48,7 @@ def read_image(path: str, offset: int = -1, size: int = -1) -> Image.Image:
     """Read and decode one photo, the first frame of an animation, as RGB.
 
     The pixels are those of open_clip's own preprocessing: `Image.open(…).convert("RGB")`, so alpha is dropped rather
-    than blended and EXIF orientation is left alone.
+    than blended and EXIF orientation is left alone. A HEIC photo's rotation is a part of its format, and is applied.
 
     Args:
         path: A file or an fsspec URL.

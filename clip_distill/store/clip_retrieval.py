@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clip_distill.corpus.captions import find_photos
+from clip_distill.corpus.pairs import find_photos
 from clip_distill.store.build import EmbedParts, Part
 from clip_distill.store.table import Manifest, Store
 from clip_distill.store.write import Shard

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clip_distill.corpus.captions import find_photos, read_captions
+from clip_distill.corpus.captions import read_captions
+from clip_distill.corpus.pairs import find_photos
 from clip_distill.corpus.report import Skips
 
 
@@ -181,7 +182,7 @@ def test_a_cut_shard_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected a caption file \(.json, .tsv, .csv, .parquet, .tar\), found .xml"):
+    with pytest.raises(ValueError, match=r"expected a caption file \(.json, .tsv, .* .tar\), found .xml"):
         read(tmp_path / "a.xml")
 
 
@@ -204,3 +205,37 @@ def test_file_names_find_their_photos() -> None:
     }
     assert find_photos(pa.array(expected, pa.large_string()), ids).to_pylist() == list(expected.values())
     assert find_photos(pa.array(["a.jpg"], pa.large_string()), ids[:0]).to_pylist() == [None]
+
+
+def test_ids_of_two_types_are_one(tmp_path: Path) -> None:
+    images = [{"id": "1", "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]
+    annotations = [{"image_id": 1, "caption": "one"}, {"image_id": "2", "caption": "two"}]
+    rows, skips = read(coco(tmp_path / "c.json", images, annotations))
+    assert rows == [("one", "a.jpg"), ("two", "b.jpg")]
+    assert skips.counts == {}
+
+
+def test_a_text_file_is_a_caption_a_line(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_bytes('\ufeffa dog, "big"\ttall\r\n\n 一只狗 \n'.encode() + b"\xff\nlast")
+    rows, skips = read(tmp_path / "c.txt")
+    assert rows == [('a dog, "big"\ttall', None), ("一只狗", None), ("last", None)]
+    assert skips.counts == {"empty caption": 1, "line is not UTF-8": 1}
+    assert skips.examples["line is not UTF-8"].endswith("c.txt, line 4")
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    lines = [
+        '{"caption": "one", "image": "a.jpg"}',
+        '{"text": ["two", "three"], "file_name": "b.jpg"}',
+        "",
+        '["four"]',
+        '{"alt": "five"}',
+        "{broken",
+    ]
+    path = tmp_path / "c.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    rows, skips = read(path)
+    assert rows == [("one", "a.jpg"), ("two", "b.jpg"), ("three", "b.jpg")]
+    assert skips.counts == {"line is no JSON object": 2, "line without caption or text or title": 1}
+    assert read(path, "alt")[0] == [("five", None)]
+    assert read(path, "text", "caption")[0] == [("two", None), ("three", None)]

@@ -38,6 +38,20 @@ def test_lossless_formats_keep_every_pixel(tmp_path: Path, suffix: str) -> None:
     assert np.array_equal(read_pixels(tmp_path / f"a.{suffix}"), np.asarray(noise()))
 
 
+def test_a_heic_photo_stands_upright(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    halves = np.zeros((32, 48, 3), np.uint8)
+    halves[:, :24, 0] = 255  # red on the left
+    photo = Image.fromarray(halves)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees, clockwise
+    pillow_heif.from_pillow(photo).save(tmp_path / "a.heic", quality=95)
+    pillow_heif.from_pillow(photo).save(tmp_path / "turned.heic", quality=95, exif=exif.tobytes())
+    plain, turned = (np.asarray(read_image(str(tmp_path / name))) for name in ("a.heic", "turned.heic"))
+    assert plain.shape == (32, 48, 3) and np.abs(plain.astype(int) - halves).mean() < 8
+    assert turned.shape == (48, 32, 3) and turned[:20, :, 0].mean() > 200 > 60 > turned[28:, :, 0].mean()
+
+
 def test_a_jpeg_has_the_pixels_that_open_clip_sees(tmp_path: Path) -> None:
     noise().save(tmp_path / "a.jpg", quality=90)
     with Image.open(tmp_path / "a.jpg") as expected:
