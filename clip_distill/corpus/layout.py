@@ -90,6 +90,11 @@ class Split:
     images_sought: str
     captions_sought: str
 
+    @property
+    def alone(self) -> bool:
+        """Whether there are not both, photos and captions: a student can't be measured by what it finds."""
+        return not (self.images.num_rows and self.captions.num_rows)
+
     def require_images(self) -> pa.Table:
         """The photos, of which there is at least one.
 

@@ -127,8 +127,16 @@ def choose(places: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
         InvalidValue: Fewer than two rows would be held out, or trained on.
     """
     different = np.unique(places)
-    least = min(FEWEST, len(different) // 2)
-    count = min(MOST, max(least, int((different < share).sum())))
+    return places <= different[held(len(different), int((different < share).sum())) - 1]
+
+
+def held(different: int, wanted: int) -> int:
+    """How many of so many different rows are held out, where a share of them would be `wanted`.
+
+    Raises:
+        InvalidValue: Fewer than two rows would be held out, or trained on.
+    """
+    count = min(MOST, max(min(FEWEST, different // 2), wanted))
     if count < 2:
-        raise InvalidValue(f"expected at least 4 different photos or captions to train on, found {len(different)}")
-    return places <= different[count - 1]
+        raise InvalidValue(f"expected at least 4 different photos or captions to train on, found {different}")
+    return count

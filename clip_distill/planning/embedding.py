@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from clip_distill.corpus.layout import Corpus, Sources, scan
+from clip_distill.corpus.parts import Split, items_of, parts_there
 from clip_distill.pixels.views import Views, normalise
 from clip_distill.planning.estimate import Rate, sample_rows
 from clip_distill.planning.memory import largest_that_fits
@@ -112,11 +113,14 @@ def measure_embed(job: EmbedJob) -> EmbedMeasures:
     with PeakMemory() as memory:
         corpus = scan(job.data, job.sources)
         say(*corpus.report.lines())
+        parts = parts_there(corpus, [(tower, "train") for tower in job.towers] + [(tower, "val") for tower in TOWERS])
+        towers = [tower for tower in TOWERS if any(tower == each for each, _ in parts)]
         measuring = 0.0
-        for tower in TOWERS:
+        for tower in towers:
             runner = _load(job, tower)
             began = time.perf_counter()
-            _describe(found, job, tower, runner.spec.teacher, corpus)
+            for split in (split for each, split in parts if each == tower):
+                _describe(found, job, tower, split, runner.spec.teacher, corpus)
             (_measure_images if tower == "image" else _measure_texts)(found, job, runner, corpus)
             measuring += time.perf_counter() - began
             del runner  # before the next tower is loaded
@@ -124,7 +128,7 @@ def measure_embed(job: EmbedJob) -> EmbedMeasures:
     found.peak = memory.peak
     device = pick_device(job.device)
     found.device_peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    for tower in TOWERS:
+    for tower in towers:
         runner = _load(job, tower)
         if tower == "image":
             _measure_stages(found, job, runner, corpus)
@@ -139,19 +143,16 @@ def _load(job: EmbedJob, tower: Tower) -> Runner:
     return Runner(spec, module, pick_device(job.device), job.precision, job.batch_size, job.workers)
 
 
-def _describe(found: EmbedMeasures, job: EmbedJob, tower: Tower, teacher: dict[str, Any], corpus: Corpus) -> None:
-    """Count the rows of a tower's tables, and write down what they are to be made by."""
-    for split, part in (("train", corpus.train), ("val", corpus.val)):
-        if split == "train" and tower not in job.towers:
-            continue
-        table = f"{tower}-{split}"
-        images, captions = part.require_images, part.require_captions
-        ids = images().column("id") if tower == "image" else captions().column("text").unique()
-        augmented = split == "train" and tower == "image" and job.views > 1
-        views, augment, seed = (job.views, job.augment, job.seed) if augmented else (1, "none", 0)
-        found.items[table] = len(ids)
-        found.manifests[table] = Manifest(tower, split, teacher, views, augment, seed, job.dtype, job.precision)
-        found.id_bytes[table] = parquet_bytes(ids.slice(0, job.shard_rows), tower) / min(len(ids), job.shard_rows)
+def _describe(
+    found: EmbedMeasures, job: EmbedJob, tower: Tower, split: Split, teacher: dict[str, Any], corpus: Corpus
+) -> None:
+    """Count the rows of a table, and write down what it is to be made by."""
+    table, ids = f"{tower}-{split}", items_of(corpus, tower, split).column("id")
+    augmented = split == "train" and tower == "image" and job.views > 1
+    views, augment, seed = (job.views, job.augment, job.seed) if augmented else (1, "none", 0)
+    found.items[table] = len(ids)
+    found.manifests[table] = Manifest(tower, split, teacher, views, augment, seed, job.dtype, job.precision)
+    found.id_bytes[table] = parquet_bytes(ids.slice(0, job.shard_rows), tower) / min(len(ids), job.shard_rows)
 
 
 def parquet_bytes(ids: pa.Array | pa.ChunkedArray, tower: Tower) -> int:

@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset
 
 from clip_distill.batches.datasets import Batch
 from clip_distill.corpus.layout import Split
+from clip_distill.evaluation.holdout import HeldOut
 from clip_distill.store.table import PHOTOS, Store
 from clip_distill.system.errors import InvalidValue
 from clip_distill.tokens.ragged import Ragged
@@ -62,12 +63,14 @@ class RandomStore(Store):
         return pa.table([pa.nulls(rows, kind) for kind in PHOTOS.types], schema=PHOTOS)
 
 
-def random_validation(tower: Tower, split: Split, dim: int) -> Validation:
-    """The whole validation set's pairs, with random embeddings.
+def random_validation(tower: Tower, split: Split, dim: int, held: int) -> Validation | HeldOut:
+    """The whole validation set's pairs, with random embeddings; of data without one, as many as are held out.
 
     Raises:
         ValueError: No caption belongs to a photo.
     """
+    if split.alone:
+        return HeldOut(torch.randn(held, dim))
     images, captions = split.require_images(), split.require_captions()
     paired = captions.filter(pc.is_valid(captions.column("image_id")))
     if not len(paired):

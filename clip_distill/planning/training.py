@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from clip_distill.batches.datasets import Batch, Captions, Images
 from clip_distill.batches.loader import DistillData, LoaderOptions
 from clip_distill.corpus.layout import Corpus
+from clip_distill.evaluation.holdout import HeldOut, held
 from clip_distill.losses import needed
 from clip_distill.pixels.views import Views
 from clip_distill.planning.estimate import Rate, sample_rows
@@ -37,6 +38,7 @@ from clip_distill.train.assemble import make_objective, scan_corpus
 from clip_distill.train.distill import Distiller
 from clip_distill.train.student import build_student, same_tokenizer
 from clip_distill.train.trainer import quiet_lightning
+from clip_distill.train.validation import Validation
 
 MOST_TOKENISED = 65_536
 MANY_EPOCHS = 1000  # the clock ends the measuring, but a schedule needs an end
@@ -158,8 +160,7 @@ def measure_fit(job: FitJob) -> FitMeasures:
     with PeakMemory() as memory:
         corpus = scan_corpus(recipe)
         spec, student = build_student(recipe, job.teacher, corpus)
-        train, some = (_images if recipe.tower == "image" else _captions)(job, spec, corpus)
-        whole = random_validation(recipe.one, corpus.val, spec.embed_dim)
+        train, whole, some = (_images if recipe.tower == "image" else _captions)(job, spec, corpus)
         objective = make_objective(recipe.loss, _bank(job, spec))
         module = Distiller(spec, student, objective, recipe.optimizer, whole, pairs=random_rows(spec.embed_dim))
         module.prepare(recipe)
@@ -221,26 +222,29 @@ def _bank(job: FitJob, spec: TowerSpec) -> dict[str, torch.Tensor]:
     return {"bank": torch.from_numpy(RandomStore(spec.embed_dim, NO_IDS).embeddings(rows)).float()}
 
 
-def _val_sample(job: FitJob, val_rows: int) -> int:
-    """Rows to validate on: up to three batches."""
-    return max(3, min(val_rows, 3 * job.recipe.loader.val_batch_size))
+def _validation(job: FitJob, corpus: Corpus, dim: int, rows: int) -> tuple[Validation | HeldOut, int, int]:
+    """What `fit` validates by, how many of `rows` are left to train on, and how many to validate on: three batches."""
+    held_out = held(rows, round(rows * job.recipe.holdout)) if corpus.val.alone else 0
+    whole = random_validation(job.recipe.one, corpus.val, dim, held_out)
+    return whole, rows - held_out, max(3, min(len(whole.own), 3 * job.recipe.loader.val_batch_size))
 
 
-def _images(job: FitJob, spec: TowerSpec, corpus: Corpus) -> tuple[Images, Images]:
+def _images(job: FitJob, spec: TowerSpec, corpus: Corpus) -> tuple[Images, Validation | HeldOut, Images]:
     """As many photos as the store will have, all of them ones that can be read."""
     photos = corpus.train.require_images()
-    count = max(1, round(len(photos) * job.readable))
+    whole, count, some = _validation(job, corpus, spec.embed_dim, max(1, round(len(photos) * job.readable)))
     store = RandomStore(spec.embed_dim, photos.column("id").combine_chunks().slice(0, count))
     rows = store.find(photos.column("id"))
     known = photos.take(np.resize(np.array(job.good_rows), count))
     train = Images(known, Views(spec.preprocess, job.augment, job.seed), store, rows[rows >= 0])
-    some = _val_sample(job, len(corpus.val.require_images()))
-    return train, Images(photos.take(np.resize(np.array(job.good_rows), some)), Views(spec.preprocess))
+    return train, whole, Images(photos.take(np.resize(np.array(job.good_rows), some)), Views(spec.preprocess))
 
 
-def _captions(job: FitJob, spec: TowerSpec, corpus: Corpus) -> tuple[Captions, Captions]:
+def _captions(job: FitJob, spec: TowerSpec, corpus: Corpus) -> tuple[Captions, Validation | HeldOut, Captions]:
     """As many captions as there are; of very many, a sample is tokenised and repeated."""
     captions = corpus.train.require_captions().column("text").unique()
+    validation, count, some = _validation(job, corpus, spec.embed_dim, len(captions))
+    captions = captions.slice(0, count)
     tokenizer = TokenizerSpec(**spec.tokenizer)
     pad, width = tokenizer.pad_id, None if spec.causal else tokenizer.context_length
     sample = captions.take(pa.array(sample_rows(len(captions), min(len(captions), MOST_TOKENISED))))
@@ -253,8 +257,7 @@ def _captions(job: FitJob, spec: TowerSpec, corpus: Corpus) -> tuple[Captions, C
     else:
         store.ids.take(pa.array(rows)).to_pylist()  # of which `fit` tokenises all
     train = Captions(whole, pad, width, store, rows)
-    some = _val_sample(job, len(corpus.val.require_captions().column("text").unique()))
-    return train, Captions(tokens.take(np.resize(np.arange(len(tokens)), some)), pad, width)
+    return train, validation, Captions(tokens.take(np.resize(np.arange(len(tokens)), some)), pad, width)
 
 
 def largest_fit_batch(job: FitJob, module: Distiller, device: torch.device, most: int) -> int:

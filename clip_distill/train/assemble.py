@@ -45,10 +45,9 @@ def assemble(recipe: Recipe, online: OnlineTarget | None = None, teach: Any = No
     """
     tower = recipe.one
     corpus = scan_corpus(recipe)
-    alone = not (corpus.val.images.num_rows and corpus.val.captions.num_rows)
-    tables = open_tables(recipe, held_out=alone)
+    tables = open_tables(recipe, held_out=corpus.val.alone)
     validation: Validation | HeldOut
-    if alone:
+    if corpus.val.alone:
         corpus, validation, val_rows = hold_out(corpus, tower, tables.train[tower], recipe.holdout)
     else:
         foreign = recipe.translations is not None

@@ -11,20 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from clip_distill.corpus.layout import Sources
 from clip_distill.system.arguments import Place, plain, spelt
-from clip_distill.system.errors import InvalidValue, NotFound
+from clip_distill.system.errors import InvalidValue
 from clip_distill.system.talk import LOGGER, say
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from clip_distill.corpus.layout import Corpus
+    from clip_distill.corpus.parts import Split
     from clip_distill.store.build import EmbedParts
     from clip_distill.store.embed import Runner
     from clip_distill.store.table import Manifest
     from clip_distill.system.remote import Location
     from clip_distill.towers.spec import Tower
-
-Split = Literal["train", "val"]
 
 EXAMPLES = """\
   # both towers, training and validation, from a folder in the documented layout
@@ -88,6 +85,7 @@ def embed(
         >>> cd.embed(data=DATA, teacher=TEACHER, store=STORE, tower="text", split="val")
     """
     from clip_distill.corpus.layout import scan
+    from clip_distill.corpus.parts import parts_there
     from clip_distill.store.embed import Runner
     from clip_distill.store.table import Manifest, table_folder
     from clip_distill.teachers import load_teacher
@@ -101,7 +99,7 @@ def embed(
     say(*corpus.report.lines())
     splits: tuple[Split, ...] = ("train", "val") if split == "both" else (split,)
     towers: tuple[Tower, ...] = TOWERS if tower == "both" else (tower,)
-    found = _parts_there(corpus, towers, splits)
+    found = parts_there(corpus, list(itertools.product(towers, splits)))
     for each in dict.fromkeys(tower for tower, _ in found):
         spec, module = load_teacher(plain(teacher), each)
         runner = Runner(spec, module, pick_device(device), precision, batch_size, workers)
@@ -120,47 +118,6 @@ def embed(
             with _memory_explained(runner):
                 _embed_table(table_folder(os.fspath(store), each, part), made_by, corpus, runner, shard_rows)
         del spec, module, runner  # before the next tower is loaded
-
-
-def _parts_there(corpus: Corpus, towers: tuple[Tower, ...], splits: tuple[Split, ...]) -> list[tuple[Tower, Split]]:
-    """The parts of the data to embed, known before a teacher is loaded; what is missing and not needed is said.
-
-    Training needs one tower's photos or captions: the other tower's, and those to validate on, may be missing, unless
-    nothing else was asked for.
-
-    Raises:
-        NotFound: None of what was asked for is there.
-    """
-    wanted = list(itertools.product(towers, splits))
-    found, missing = [], []
-    for tower, part in wanted:
-        try:
-            _items(corpus, tower, part)
-            found.append((tower, part))
-        except NotFound as error:
-            missing.append((tower, part, error))
-    if not any(part == splits[0] for _, part in found):
-        raise missing[0][2]
-    for tower, part, _ in missing:
-        what = "photos" if tower == "image" else "captions"
-        say(f"no {what} to {'train on' if part == 'train' else 'validate on'}: not embedded")
-    if any(part == "val" for _, part, _ in missing):
-        say("`fit` then holds out a share of what it trains on, and measures the student by that (--holdout)")
-    return found
-
-
-def _items(corpus: Corpus, tower: str, split: str) -> pa.Table:
-    """One row per photo, or per unique caption, of a split.
-
-    Raises:
-        FileNotFoundError: There are none.
-    """
-    import pyarrow as pa
-
-    data = corpus.train if split == "train" else corpus.val
-    return (
-        data.require_images() if tower == "image" else pa.table({"id": data.require_captions().column("text").unique()})
-    )
 
 
 @contextmanager
@@ -185,11 +142,12 @@ def _memory_explained(runner: Runner) -> Iterator[None]:
 
 def _embed_table(folder: Location, made_by: Manifest, corpus: Corpus, runner: Runner, shard_rows: int) -> None:
     """Make one table, and say what it holds."""
+    from clip_distill.corpus.parts import items_of
     from clip_distill.store.build import build_table, process_rank
     from clip_distill.store.photos import readable, require_same_sizes
     from clip_distill.store.table import MANIFEST, Store
 
-    items = _items(corpus, made_by.tower, made_by.split)
+    items = items_of(corpus, made_by.tower, made_by.split)
     are_photos = made_by.tower == "image"
     if are_photos and (folder / MANIFEST).is_file():
         require_same_sizes(Store(folder), items)

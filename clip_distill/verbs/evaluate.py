@@ -97,8 +97,7 @@ def evaluate(
     say(*corpus.report.lines())
     part = corpus.train if split == "train" else corpus.val
     how, skipped = Device(pick_device(device), batch_size, workers), Counter[str]()
-    alone = split == "val" and not (part.images.num_rows and part.captions.num_rows)
-    if store is not None and students and alone:
+    if store is not None and students and split == "val" and part.alone:
         report = compare_held_out(corpus, store, holdout, students, how)
     else:
         images, captions = part.require_images(), part.require_captions()

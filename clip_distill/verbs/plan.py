@@ -200,7 +200,8 @@ def measure(options: Options, configs: dict[Tower, Any]) -> dict[str, Any]:
         check_recipe(each)
     job = embed_job(options, list(recipes.values()))
     embed = in_own_process(measure_embed, job)
-    jobs = [fit_job(options, each, configs[tower], embed) for tower, each in recipes.items()]
+    there = [tower for tower in recipes if f"{tower}-train" in embed.items]
+    jobs = [fit_job(options, recipes[tower], configs[tower], embed) for tower in there]
     return make_report(job, embed, [(each, in_own_process(measure_fit, each)) for each in jobs])
 
 
@@ -248,9 +249,22 @@ def embed_job(options: Options, recipes: list[Recipe]) -> EmbedJob:
 
 
 def fit_job(options: Options, given: Recipe, config: Any, embed: EmbedMeasures) -> FitJob:
+    """What `fit` is to do.
+
+    Raises:
+        InvalidValue: A loss compares with the other tower's embeddings, and the data has none.
+    """
+    from clip_distill.losses import needed
     from clip_distill.planning.training import FitJob
 
     trainer = config["trainer"].as_dict()
+    other_rows = embed.items.get("text-train" if given.tower == "image" else "image-train", 0)
+    if (banked := [name for name in given.loss.names if "bank" in needed([name])]) and not other_rows:
+        what = "captions" if given.tower == "image" else "photos"
+        raise InvalidValue(
+            f"{', '.join(banked)}: expected {what} in the data, whose embeddings this loss compares with, found none. "
+            "Leave it out of --loss.names"
+        )
     return FitJob(
         recipe=given,
         trainer=trainer,
@@ -260,7 +274,7 @@ def fit_job(options: Options, given: Recipe, config: Any, embed: EmbedMeasures) 
         seed=options.seed,
         good_rows=embed.good_rows,
         readable=embed.readable,
-        other_rows=embed.items.get("text-train" if given.tower == "image" else "image-train", 0),
+        other_rows=other_rows,
         device="cpu" if trainer.get("accelerator") == "cpu" else options.device,
         seconds=options.seconds,
     )

@@ -174,11 +174,11 @@ def test_the_random_store_finds_the_real_ids_and_gives_any_row() -> None:
 def test_the_random_validation_has_the_pairs_of_the_real_one() -> None:
     images = pa.table({"id": ["a", "b", "c"]})
     captions = pa.table({"text": ["one", "two", "one", "lost"], "image_id": ["a", "c", "b", None]})
-    validation = random_validation("text", Split(images, captions, "", ""), dim=4)
+    validation = random_validation("text", Split(images, captions, "", ""), dim=4, held=0)
     assert (validation.own.shape, validation.other.shape) == ((2, 4), (3, 4))
     assert validation.caption_row.tolist() == [0, 1, 0]
     assert validation.image_row.tolist() == [0, 2, 1]
     assert validation.metrics(torch.randn(2, 4)).keys() >= {"mean_recall", "cosine"}
     nameless = pa.table({"text": ["lost"], "image_id": pa.array([None], pa.string())})
     with pytest.raises(ValueError, match="none that name one"):
-        random_validation("text", Split(images, nameless, "", "looked there"), dim=4)
+        random_validation("text", Split(images, nameless, "", "looked there"), dim=4, held=0)

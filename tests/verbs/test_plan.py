@@ -138,6 +138,27 @@ def test_one_tower_needs_the_others_table_for_a_bank_and_unreadable_photos_are_l
     assert report["fit"]["image"]["extrapolated"]["rows"] == 24
 
 
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_one_towers_data_alone_is_planned_as_it_is_trained(
+    tower: str, tiny_data: Path, tiny_teacher: str, recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"sentence number {i}\n" for i in range(40)), encoding="utf-8")
+    sources = {"image": f"--sources.train_images={tiny_data}/image", "text": f"--sources.train_captions={texts}"}
+    base = ["--teacher", tiny_teacher, "--workers", "0", "--device", "cpu", "--data", "null", sources[tower]]
+    flags = ["--recipe", str(recipes[tower]), "--tower", tower, "--loss.names", "[cosine]", "--holdout", "0.3"]
+    out = tmp_path / "plan.json"
+    cli.main(["plan", *base, *flags, "--seconds", "0.1", "--out", str(out)])
+    report = json.loads(out.read_text(encoding="utf-8"))
+    rows = {"image": 24, "text": 40}[tower]
+    assert report["embed"]["counted"]["items"] == {f"{tower}-train": rows}
+    fit = report["fit"][tower]
+    held = {"image": 10, "text": 12}[tower]  # 10 at least
+    assert (fit["extrapolated"]["rows"], fit["counted"]["val_rows"]) == (rows - held, held)
+    with pytest.raises(SystemExit, match="bank_kl: expected .* in the data"):
+        cli.main(["plan", *base, *flags, "--loss.names", "[bank_kl]", "--seconds", "0.1"])
+
+
 def test_recipes_that_do_not_fit_the_towers_are_told(
     tiny_data: Path, tiny_teacher: str, recipes: dict[str, Path], tmp_path: Path
 ) -> None:
