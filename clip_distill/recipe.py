@@ -129,7 +129,7 @@ class Recipe:
     Args:
         tower: Which of the teacher's towers to distil; both trains two students that were distilled already together,
             on (photo, caption) pairs.
-        data: Folder in the documented layout.
+        data: Folder in the documented layout; none where sources say where all parts are.
         store: What `clip-distill embed` wrote.
         out: Folder of the run: student/, checkpoints/, logs/, recipe.yaml.
         student: The tower to train.

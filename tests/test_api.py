@@ -129,7 +129,7 @@ def test_the_example_of(name: str, world: dict[str, Any], tmp_path: Path) -> Non
 
 
 def test_a_run_from_python_is_the_one_of_the_command_line(world: dict[str, Any], tmp_path: Path) -> None:
-    same = {"tower": "text", "data": world["DATA"], "store": world["STORE"], "seed": 3}
+    same = {"tower": "text", "data": world["DATA"], "store": world["STORE"], "seed": 3, "preset": "none"}
     run = cd.fit(
         **same,
         out=tmp_path / "python",
@@ -201,10 +201,9 @@ def test_mistakes_are_exceptions_of_ours(
 
 
 def test_a_recipe_is_a_file_or_an_object_and_keywords_override_it(world: dict[str, Any], tmp_path: Path) -> None:
-    first = cd.fit(
-        tower="text", data=world["DATA"], store=world["STORE"], out=tmp_path / "a", student={"options": TINY},
-        trainer={"max_epochs": 1, "accelerator": "cpu"},
-    )  # fmt: skip
+    common = {"tower": "text", "data": world["DATA"], "store": world["STORE"], "student": {"options": TINY}}
+    trainer = {"max_epochs": 1, "accelerator": "cpu"}
+    first = cd.fit(**common, out=tmp_path / "a", preset="none", trainer=trainer)
     again = cd.fit(tmp_path / "a/recipe.yaml", out=tmp_path / "b")
     given = cd.Recipe("text", str(world["DATA"]), str(world["STORE"]), "unused", student=cd.Student(options=TINY))
     third = cd.fit(given, out=tmp_path / "c", trainer={"max_epochs": 1, "accelerator": "cpu"})

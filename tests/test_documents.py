@@ -58,7 +58,7 @@ def test_the_loss_of_a_contributor_trains(
     ]
     options += ["--loss.options", '{"huber_loss:Huber": {delta: 0.05}}', "--trainer.accelerator", "cpu"]
     places = ["--data", str(tiny_data), "--store", str(tiny_views_store), "--out", str(tmp_path / "run")]
-    cli.main(["fit", "--tower", "text", *places, *options])
+    cli.main(["fit", "--preset", "none", "--tower", "text", *places, *options])
     assert "train/huber_loss:Huber" in (tmp_path / "run/logs/metrics.csv").read_text(encoding="utf-8")
 
 

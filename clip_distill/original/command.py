@@ -121,7 +121,7 @@ def make_plan(options: Namespace, gpus: int) -> Plan:
         flags["resume"] = True
         modern.notes.append(f"goes on from the last checkpoint in {out}; its best student is {out / 'student'}")
     places = {"tower": options.tower, "data": options.data_dir, "store": store, "out": str(out)}
-    fit = ["fit", *_as_words(places | flags)]
+    fit = ["fit", *_as_words(places | flags), "--preset", "none"]
     return Plan(embed, fit, store, out, modern.notes + notes(options, online), modern.warnings)
 
 

@@ -109,6 +109,15 @@ def layer(keys: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def filled(given: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, with the base's at every level where nothing is given."""
+    found = dict(base)
+    for name, value in given.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(name), Mapping)
+        found[name] = filled(value, base[name]) if both else value
+    return found
+
+
 def parse_keys(parser: Parser, keys: Mapping[str, Any]) -> Any:
     """What `parse_args` gives for the same settings as flags.
 

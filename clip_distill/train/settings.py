@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
@@ -25,7 +25,14 @@ def fit_parser(description: str = "", examples: str = "") -> Parser:
     """The recipe's keys and the Trainer's arguments."""
     parser = new_parser("fit", description, examples)
     add_recipe(parser)
+    parser.add_argument(
+        "--preset",
+        type=Literal["smallest", "balanced", "best", "none"],
+        help="where no recipe is given, student, loss and schedule by the teacher and the data (default: balanced); "
+        "flags override it, none keeps to the defaults below",
+    )
     parser.add_class_arguments(Recipe, as_group=False)
+    parser.set_defaults(data=None)  # `sources` may say where everything is
     parser.add_argument(
         "--find_lr",
         type=bool,
@@ -58,7 +65,7 @@ def write_recipe(parser: Parser, config: Any, out: Path) -> None:
     """The complete recipe of the run, which `fit --recipe` takes again."""
     out.mkdir(parents=True, exist_ok=True)
     chosen = config.clone()
-    for key in ("recipe", "find_lr"):
+    for key in ("recipe", "preset", "find_lr"):
         chosen.pop(key, None)
     for key in ("resume", "overwrite"):
         chosen[key] = False

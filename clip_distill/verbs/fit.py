@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clip_distill.recipe import Recipe
 from clip_distill.recipes import read_recipe
-from clip_distill.system.arguments import Place, layer, parse_keys, plain
+from clip_distill.system.arguments import Place, filled, layer, parse_keys, plain
 from clip_distill.system.talk import say
 
 if TYPE_CHECKING:
@@ -28,8 +28,11 @@ EXAMPLES = """\
   # any key of the recipe, and any argument of Lightning's Trainer, is a flag
   clip-distill fit --recipe flickr8k_text --student.options.transformer_width 64 --optimizer.lr 2e-3 \\
     --loss.names '[cosine, gram_kl]' --trainer.max_epochs 5 --trainer.precision bf16-mixed
-  # no recipe at all: the default ViT on all GPUs
-  clip-distill fit --tower image --data DATA --store stores/b32 --out runs/image --trainer.strategy ddp
+  # no recipe: student, loss and schedule follow from the teacher in the store and the amount of data
+  clip-distill fit --tower text --data DATA --store stores/b32 --out runs/text
+  clip-distill fit --tower image --data DATA --store stores/b32 --out runs/image --preset smallest
+  # neither: the default ViT from random weights, on all GPUs
+  clip-distill fit --tower image --data DATA --store stores/b32 --out runs/image --preset none --trainer.strategy ddp
   # start from the teacher's own weights, cut to the student's size
   clip-distill fit --recipe flickr8k_text --student.init teacher --student.vocabulary corpus
   # a long run on small images: mixup, an average of the weights, a stem and two stages that keep the teacher's weights
@@ -76,8 +79,10 @@ def fit(
     """Train a small image or text encoder by a recipe, or two that are trained already together.
 
     Any key of the recipe is a keyword, nested (`optimizer={"lr": 1e-3}`) or dotted (`**{"student.init": "teacher"}`);
-    `clip-distill fit --help` lists them. `tower`, `data`, `store` and `out` must be given, here or by the recipe. A
-    loss, student, teacher or augmentation of your own is a class or function, or its name as `module:Attr`.
+    `clip-distill fit --help` lists them. What neither says, `preset` decides by the teacher and the amount of data:
+    smallest, balanced (by default, without a recipe), best, or none. `tower`, `data`, `store` and `out` must be given,
+    here or by the recipe. A loss, student, teacher or augmentation of your own is a class or function, or its name as
+    `module:Attr`.
 
     Args:
         recipe: A YAML's path, the name of one that the package ships, or a `Recipe`; keywords override it.
@@ -96,18 +101,23 @@ def fit(
         >>> run.students["text"].name
         'student'
     """
+    from clip_distill.train.fill import fill
     from clip_distill.train.settings import fit_parser
 
     base = {} if recipe is None else plain(recipe) if isinstance(recipe, Recipe) else read_recipe(recipe)
+    given = layer({"trainer": trainer or {}, "find_lr": find_lr, **keys}, base)
     parser = fit_parser()
-    return train(parser, parse_keys(parser, layer({"trainer": trainer or {}, "find_lr": find_lr, **keys}, base)))
+    return train(parser, parse_keys(parser, filled(given, fill(given, recipe is not None))))
 
 
 def command(argv: Sequence[str]) -> Run:
     """What `clip-distill fit` does."""
+    from clip_distill.train.fill import fill, flat
     from clip_distill.train.settings import fit_parser
 
     parser = fit_parser(DESCRIPTION, EXAMPLES)
+    given = parser.parse_args(argv, defaults=False).as_dict()
+    parser.set_defaults(flat(fill(given, "recipe" in given)))
     return train(parser, parser.parse_args(argv))
 
 

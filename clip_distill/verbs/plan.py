@@ -85,6 +85,7 @@ def parser() -> Parser:
     add_recipe(result)
     result.add_class_arguments(Options, as_group=False)
     result.add_class_arguments(Recipe, as_group=False, skip=set(OWN))
+    result.set_defaults(data=None)
     add_trainer(result)
     return result
 

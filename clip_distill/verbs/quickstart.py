@@ -3,33 +3,59 @@
 from __future__ import annotations
 
 from clip_distill.system.arguments import Place, spelt
+from clip_distill.system.errors import InvalidValue
 
 EXAMPLES = """\
   # offline, about four minutes on two cores: draws photos, trains a teacher, distils two students from it
   clip-distill quickstart
-  # the same steps on your own photos and captions, with a short training
+  # an image student from a folder of photos, and nothing else
+  clip-distill quickstart --photos PHOTOS --teacher ViT-B-32/openai --out quickstart-mine
+  # a text student from a file of sentences (.txt, .jsonl, .tsv, .csv, .parquet)
+  clip-distill quickstart --texts sentences.txt --teacher ViT-B-32/openai --out quickstart-mine
+  # both, on photos and their captions, with recall measured
   clip-distill quickstart --data DATA --teacher ViT-B-32/openai --out quickstart-mine
 
 Every step is shown as the command that does it alone. Running the same command again keeps the photos, the teacher and
 its embeddings, and trains the students anew."""
 
 
-def quickstart(out: Place = "quickstart", data: Place | None = None, teacher: str | None = None, seed: int = 0) -> None:
-    """Go the whole way once: embed with a teacher, fit an image and a text student, evaluate all pairings, export.
+def quickstart(
+    out: Place = "quickstart",
+    data: Place | None = None,
+    photos: Place | None = None,
+    texts: Place | None = None,
+    teacher: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Go the whole way once: embed with a teacher, fit the students that the data allows, evaluate them, export.
 
     Args:
         out: Folder for everything that is made.
         data: Folder in the documented layout (image/, COCO/val2017/, COCO/annotations/, CC/). By default small scenes
             are drawn, with captions.
-        teacher: The teacher's name, as for embed; goes with data. By default a small CLIP is trained on the scenes.
+        photos: In place of data, photos: a folder with folders, a table (.parquet), a saved dataset, or a .tar.
+        texts: In place of data, a file of sentences: .txt (one a line), .jsonl, .tsv, .csv, .json, .parquet.
+        teacher: The teacher's name, as for embed; goes with data, photos and texts. By default a small CLIP is trained
+            on the scenes.
         seed: Of the scenes, the teacher and the students.
 
     Raises:
-        Error: Only one of data and teacher is given, or `out` holds something else.
+        Error: Data without a teacher, or a teacher without data; nothing is found; or `out` holds something else.
     """
     from pathlib import Path
 
     from clip_distill.verbs import run
     from clip_distill.walkthrough import flow
+    from clip_distill.walkthrough.material import Material
 
-    flow.run(Path(out), spelt(data), teacher, seed, flow.Budget() if data is None else flow.REAL, run)
+    given = Material(spelt(data), spelt(photos), spelt(texts))
+    own = given != Material()
+    if own != (teacher is not None):
+        found = f"data={given.data!r}, photos={given.photos!r}, texts={given.texts!r} and teacher={teacher!r}"
+        raise InvalidValue(
+            "expected --teacher and one of --data, --photos and --texts, or none of them (which draws its own), "
+            f"found {found}"
+        )
+    if data is not None and (photos is not None or texts is not None):
+        raise InvalidValue("expected either --data, or --photos and --texts, found both")
+    flow.run(Path(out), given if own else None, teacher, seed, flow.REAL if own else flow.Budget(), run)

@@ -9,17 +9,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from clip_distill.corpus.layout import scan
-from clip_distill.store.ensemble import open_table
-from clip_distill.students.cut import own_backbone, stage_depths
-from clip_distill.system.errors import AlreadyExists, InvalidValue
+from clip_distill.corpus.layout import Corpus
+from clip_distill.system.errors import AlreadyExists
 from clip_distill.system.files import read_json, write_json
+from clip_distill.towers.spec import SPEC_FILE, Tower
+from clip_distill.train.fill import DEFAULT, facts_of
+from clip_distill.train.preset import settings_of
 from clip_distill.train.trainer import quiet_lightning
+from clip_distill.walkthrough.material import Material
 from clip_distill.walkthrough.scenes import draw_dataset
 from clip_distill.walkthrough.steps import WIDTH, RunVerb, Steps
 from clip_distill.walkthrough.teacher import train_teacher
@@ -35,13 +36,13 @@ class Budget:
         photos: Training photos to draw.
         val_photos: Validation photos to draw.
         teacher_epochs: Of the teacher's training.
-        image_samples: Photos that the image student sees, counted once per epoch.
+        image_samples: Photos that the image student sees at most, counted once per epoch.
         image_batch: Photos per step.
-        image_flags: Of `fit`, for the image student.
-        text_samples: Captions that the text student sees.
+        image_flags: Of `fit`, for the image student; without any, the preset decides.
+        text_samples: Captions that the text student sees at most.
         text_batch: Captions per step.
         text_flags: Of `fit`, for the text student.
-        cut_teacher: Whether the image student is cut from the teacher where that is possible, instead of `image_flags`.
+        few: Photos up to which each is embedded at four views.
     """
 
     photos: int = 4000
@@ -49,38 +50,30 @@ class Budget:
     teacher_epochs: int = 5
     image_samples: int = 32_000
     image_batch: int = 64
-    image_flags: tuple[str, ...] = ("--student.name", "timm", "--student.options.model", "test_resnet")
+    image_flags: tuple[str, ...] = (
+        *("--preset", "none", "--student.name", "timm", "--student.options.model", "test_resnet"),
+    )
     text_samples: int = 128_000
     text_batch: int = 256
     text_flags: tuple[str, ...] = (
-        *("--student.options.transformer_width", "64", "--student.options.transformer_layers", "2"),
+        *("--preset", "none", "--student.options.transformer_width", "64", "--student.options.transformer_layers", "2"),
         *("--student.options.transformer_heads", "2", "--optimizer.lr", "4e-3"),
     )
-    cut_teacher: bool = False
+    few: int = 0
 
 
-# Photos of the real world need a student with more in it, best one that starts from the teacher (`cut_flags`). From
-# nothing, half the usual resolution and four epochs of 6,000 photos, minutes on a CPU, show that the data and the
-# teacher work, and are not a result to keep.
-REAL = Budget(
-    image_samples=24_000,
-    image_flags=(
-        *("--student.name", "timm", "--student.options.model", "mobilenetv2_050"),
-        *("--student.options.input_resolution", "128"),
-    ),
-    text_flags=("--student.options.transformer_layers", "2"),
-    cut_teacher=True,
-)
+# The preset's students, in minutes on a CPU: enough to show that the data and the teacher work, and of few photos all.
+REAL = Budget(image_samples=24_000, image_flags=(), text_flags=(), few=2000)
 
 
 def run(
-    out: Path, data: str | None, teacher: str | None, seed: int, budget: Budget, run_verb: RunVerb
+    out: Path, given: Material | None, teacher: str | None, seed: int, budget: Budget, run_verb: RunVerb
 ) -> dict[str, Any]:
-    """Draw, train, embed, fit both students, evaluate, export; then show the table.
+    """Draw, train, embed, fit the students that the data allows, evaluate, export; then show the table.
 
     Args:
         out: Folder for everything that is made.
-        data: Folder in the documented layout, or None to draw scenes.
+        given: The data, or None to draw scenes.
         teacher: The teacher's name, or None to train one; both are given, or neither.
         seed: Of the scenes, the teacher and the students.
         budget: How much is drawn and trained.
@@ -90,36 +83,34 @@ def run(
         What the table shows: `rows`, `seconds` by step, `exported`.
 
     Raises:
-        ValueError: Only one of `data` and `teacher` is given.
         FileExistsError: `out` holds something else, or a quickstart of other arguments.
+        FileNotFoundError: The data are not there.
     """
-    if (data is None) != (teacher is None):
-        found = f"data={data!r} and teacher={teacher!r}"
-        raise InvalidValue(f"expected both --data and --teacher, or neither (which draws its own), found {found}")
-    claim(out, {"data": data, "teacher": teacher, "seed": seed, **asdict(budget)})
+    corpus = None if given is None else given.scan()  # before anything is written
+    claim(out, {**asdict(given or Material()), "teacher": teacher, "seed": seed, **asdict(budget)})
     quiet_lightning(entirely=True)
     console = Console(width=WIDTH)
     steps = Steps(console, run_verb)
-    own_data = data is not None
-    if data is None or teacher is None:
-        data, folder = str(out / "data"), out / "teacher"
+    material = given or Material(data=str(out / "data"))
+    if given is None or teacher is None:
+        data, folder = out / "data", out / "teacher"
         teacher = f"local-dir:{folder}"
         drawn = (
             f"{budget.photos:,} photos of simple scenes, each with captions, and {budget.val_photos} to measure with."
         )
         with steps.step("draw scenes", drawn):
-            draw_dataset(Path(data), budget.photos, budget.val_photos, seed=seed)
+            draw_dataset(data, budget.photos, budget.val_photos, seed=seed)
         with steps.step("train a teacher", "A small CLIP that knows these scenes. You would take one from a hub."):
-            train_teacher(Path(data), folder, budget.teacher_epochs, seed=seed)
-    distil(steps, out, data, teacher, seed, budget)
+            train_teacher(data, folder, budget.teacher_epochs, seed=seed)
+    exported = distil(steps, out, material, corpus or material.scan(), teacher, seed, budget)
     result = {
         "rows": rows(out, teacher, read_json(out / "evaluation.json")),
         "seconds": steps.seconds,
-        "exported": str(out / "exported"),
+        "exported": exported,
     }
     write_json(out / "result.json", result)
     show(console, result)
-    console.print(advice(out, data, own_data), highlight=False, soft_wrap=True, markup=False)
+    console.print(advice(out, material, given is not None, exported), highlight=False, soft_wrap=True, markup=False)
     return result
 
 
@@ -144,58 +135,54 @@ def claim(out: Path, made_from: dict[str, Any]) -> None:
     write_json(out / MARKER, made_from)
 
 
-def distil(steps: Steps, out: Path, data: str, teacher: str, seed: int, budget: Budget) -> None:
-    """The real job, verb by verb."""
-    store, image, text = str(out / "store"), str(out / "runs/image"), str(out / "runs/text")
-    train = scan(data).train
-    common = ("--data", data, "--store", store)
-    fit = (*common, "--seed", str(seed), "--overwrite", "true")
-    image_length = length(train.require_images().num_rows, budget.image_samples, budget.image_batch)
-    text_length = length(train.require_captions().num_rows, budget.text_samples, budget.text_batch)
-    students = ("--image_student", image, "--text_student", text)
+def distil(
+    steps: Steps, out: Path, material: Material, corpus: Corpus, teacher: str, seed: int, budget: Budget
+) -> str | None:
+    """The real job, verb by verb; the exported folder, where open_clip has a class for what it holds."""
+    store = str(out / "store")
+    common = (*material.flags(), "--store", store)
+    counts: dict[Tower, int] = {"image": corpus.train.images.num_rows, "text": corpus.train.captions.num_rows}
+    views = ("--views", "4", "--augment", "crop_flip") if 0 < counts["image"] <= budget.few else ()
     told = "The teacher looks at every photo and caption once; what it makes of them is stored."
-    steps.run("embed", told, "embed", *common, "--teacher", teacher)
-    cut = cut_flags(store, str(out / "features")) if budget.cut_teacher else ()
-    image_flags = cut or budget.image_flags
-    told = "A smaller image encoder learns from the store alone, the teacher isn't loaded."
-    flags = (*image_length, *image_flags)
-    steps.run("fit the image student", told, "fit", "--tower", "image", *fit, "--out", image, *flags)
-    flags = (*text_length, *budget.text_flags)
-    told = "A smaller text encoder does the same; neither needs the other."
-    steps.run("fit the text student", told, "fit", "--tower", "text", *fit, "--out", text, *flags)
+    steps.run("embed", told, "embed", *common, "--teacher", teacher, *views)
+    students = {tower: str(out / "runs" / tower) for tower, count in counts.items() if count}
+    stories = {
+        "image": "A smaller image encoder learns from the store alone, the teacher isn't loaded.",
+        "text": "A smaller text encoder does the same; neither needs the other.",
+    }
+    for tower, run_folder in students.items():
+        fit = ("--tower", tower, *common, "--seed", str(seed), "--overwrite", "true", "--out", run_folder)
+        flags = student_flags(tower, store, counts[tower], budget)
+        steps.run(f"fit the {tower} student", stories[tower], "fit", *fit, *flags)
+    named = [word for tower, folder in students.items() for word in (f"--{tower}_student", folder)]
     told = "What each finds among photos and captions that it has not seen, beside the teacher."
-    steps.run("evaluate", told, "evaluate", *common, *students, "--out", str(out / "evaluation.json"))
-    # open_clip has no class for a backbone that ends early; there the text student goes with the teacher's image tower
-    exported = ("--text_student", text) if cut else students
+    steps.run("evaluate", told, "evaluate", *common, *named, "--out", str(out / "evaluation.json"))
+    # open_clip has no class for a backbone that ends early; a text student goes with the teacher's image tower there
+    whole = [tower for tower, folder in students.items() if open_clips_own(Path(folder))]
+    if not whole:
+        return None
+    named = [word for tower in whole for word in (f"--{tower}_student", students[tower])]
     told = "A folder that open_clip loads, in the teacher's place."
-    steps.run(
-        "export", told, "export", "--store", store, *exported, "--out", str(out / "exported"), "--overwrite", "true"
-    )
+    folder = str(out / "exported")
+    steps.run("export", told, "export", "--store", store, *named, "--out", folder, "--overwrite", "true")
+    return folder
 
 
-def cut_flags(store: str, features: str) -> tuple[str, ...]:
-    """Flags for an image student that is the first stages of the teacher's own backbone; none if that can't be cut.
+def open_clips_own(run_folder: Path) -> bool:
+    """Whether a run's student is of one of open_clip's own classes."""
+    return read_json(run_folder / "student" / SPEC_FILE)["builder"] is None
 
-    Args:
-        store: What `embed` wrote.
-        features: Folder for what the stages that stay as they are make of the photos.
-    """
-    teacher = open_table(store, "image", "val").manifest.teacher
-    model = own_backbone(teacher)
-    try:
-        depths = stage_depths(model)[:-1] if model and timm.is_model(model) else []
-    except ValueError:
-        depths = []
-    if len(depths) < 3:
-        return ()
-    depths[-1] = max(1, depths[-1] // 2)
-    return (
-        *("--student.name", "timm_cut", "--student.options.depths", str(depths), "--student.init", "teacher"),
-        *("--student.freeze", str(len(depths) - 2), "--loader.features", features),
-        *("--student.probe", "4096", "--loss.names", "[cosine, affinity, queue_kl]"),
-        *("--loss.weights", "[0.5, 1.4, 0.6]", "--loss.options.queue_kl", "{size: 0, temperature: 0.03}"),
-        *("--loss.options.affinity.temperature", f"{1 / teacher['logit_scale']:.4g}"),
-    )
+
+def student_flags(tower: Tower, store: str, rows: int, budget: Budget) -> tuple[str, ...]:
+    """Flags of `fit`: what the budget says of the student, and how long it trains where the preset takes longer."""
+    image = tower == "image"
+    flags = budget.image_flags if image else budget.text_flags
+    samples, batch = (budget.image_samples, budget.image_batch) if image else (budget.text_samples, budget.text_batch)
+    if not flags:
+        settings, _ = settings_of(DEFAULT, facts_of({"tower": tower, "store": store, "out": ""}))
+        if settings["trainer"]["max_epochs"] * rows <= samples:
+            return ()
+    return (*flags, *length(rows, samples, batch))
 
 
 def length(rows: int, samples: int, batch: int) -> tuple[str, ...]:
@@ -205,7 +192,8 @@ def length(rows: int, samples: int, batch: int) -> tuple[str, ...]:
 
 
 def rows(out: Path, teacher: str, report: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row per pairing of towers: name, parameters of both, bytes of what is new in it, recall and share kept."""
+    """A row per pairing of towers: name, parameters of both, bytes of what is new in it, recall and share kept; none
+    where there was nothing to find."""
     parameters = {
         "teacher": report["teacher"]["parameters"],
         "student": {tower: student["parameters"] for tower, student in report["students"].items()},
@@ -220,6 +208,8 @@ def rows(out: Path, teacher: str, report: dict[str, Any]) -> list[dict[str, Any]
     }
     found = []
     for (name, image, text), parts in files.items():
+        if (image, text) not in pairings:
+            continue
         size = sum(file.stat().st_size for file in parts) if all(file.is_file() for file in parts) else None
         counts = {"image": parameters[image]["image"], "text": parameters[text]["text"]}
         found.append({"name": name, "parameters": counts, "bytes": size, **pairings[image, text]})
@@ -228,6 +218,15 @@ def rows(out: Path, teacher: str, report: dict[str, Any]) -> list[dict[str, Any]
 
 def show(console: Console, result: dict[str, Any]) -> None:
     """Print the table, and the seconds of each step."""
+    if result["rows"]:
+        console.print(recall_table(result))
+    seconds = result["seconds"]
+    times = " · ".join(f"{title} {taken:.0f}" for title, taken in seconds.items())
+    console.print(f"seconds: {times} · together {sum(seconds.values()):.0f}\n", highlight=False)
+
+
+def recall_table(result: dict[str, Any]) -> Table:
+    """A row per pairing of towers."""
     table = Table(box=SIMPLE, title="\nrecall in per cent: text→image, image→text")
     table.add_column("towers", no_wrap=True)
     for title in ("image\nparams", "text\nparams", "file\nMB"):
@@ -240,23 +239,29 @@ def show(console: Console, result: dict[str, Any]) -> None:
         cells += [f"{row[f'{way}_{name}']:.1f}" for way in ("t2i", "i2t") for name in ("r1", "r5", "r10")]
         kept = row["kept"]["mean_recall"]
         table.add_row(row["name"], *cells, "–" if kept is None else f"{kept:.0f}%")
-    console.print(table)
-    seconds = result["seconds"]
-    times = " · ".join(f"{title} {taken:.0f}" for title, taken in seconds.items())
-    console.print(f"seconds: {times} · together {sum(seconds.values()):.0f}\n", highlight=False)
+    return table
 
 
-def advice(out: Path, data: str, own_data: bool) -> str:
+def advice(out: Path, material: Material, own_data: bool, exported: str | None) -> str:
     """What to try next."""
-    if own_data:
-        store = shlex.quote(str(out / "store"))
+    if not own_data:
         return (
-            "These students were trained for minutes. One in earnest, from the same store:\n"
-            f"  clip-distill fit --tower image --data {shlex.quote(data)} --store {store} --out runs/image "
-            "--trainer.max_epochs 100"
+            f"Both students are one open_clip model now: local-dir:{exported}\n"
+            "The same on your own photos, or sentences, or both:\n"
+            "  clip-distill quickstart --photos PHOTOS --teacher ViT-B-32/openai --out quickstart-mine\n"
+            "or photos with their captions (folder layout: clip-distill embed --help):\n"
+            "  clip-distill quickstart --data DATA --teacher ViT-B-32/openai --out quickstart-mine"
         )
-    return (
-        f"Both students are one open_clip model now: local-dir:{out / 'exported'}\n"
-        "The same on your own photos and captions (folder layout: clip-distill embed --help):\n"
-        "  clip-distill quickstart --data DATA --teacher ViT-B-32/openai --out quickstart-mine"
-    )
+    runs = {tower: out / "runs" / tower for tower in ("image", "text") if (out / "runs" / tower).is_dir()}
+    named = " ".join(f"--{tower}_student {shlex.quote(str(folder))}" for tower, folder in runs.items())
+    files = shlex.quote(str(out / "onnx"))
+    lines = [
+        "Files for ONNX Runtime (pip install 'clip-distill[onnx]'):",
+        f"  clip-distill export {named} --format onnx --out {files}",
+        "A larger student, from the same store:",
+    ]
+    tower = next(iter(runs))
+    store = shlex.quote(str(out / "store"))
+    where = shlex.join(material.flags())
+    lines.append(f"  clip-distill fit --tower {tower} --preset best {where} --store {store} --out runs/{tower}")
+    return "\n".join(lines)

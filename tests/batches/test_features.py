@@ -77,7 +77,7 @@ def fit(data: Path, store: Path, out: Path, *options: str) -> dict[str, torch.Te
     arguments += ["--student.name", "timm_cut", "--student.options", SIZES, "--student.freeze", "2"]
     arguments += ["--loader.workers", "0", "--loader.batch_size", "8", "--trainer.max_epochs", "2"]
     arguments += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
-    cli.main(["fit", *arguments, *options])
+    cli.main(["fit", "--preset", "none", *arguments, *options])
     return load_file(out / "student/tower.safetensors")
 
 

@@ -93,7 +93,7 @@ def test_fit_trains_from_a_packed_copy_to_the_same_weights(data: Path, tiny_view
             "--trainer.enable_progress_bar",
             "false",
         ]
-        cli.main(["fit", *base, *flags, *trainer, "--loader.batch_size", "8", *options])
+        cli.main(["fit", "--preset", "none", *base, *flags, *trainer, "--loader.batch_size", "8", *options])
         checkpoint = torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)
         return dict(checkpoint["state_dict"])
 

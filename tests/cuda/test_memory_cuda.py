@@ -39,7 +39,18 @@ def test_a_batch_that_is_too_large_is_told_with_one_that_fits(
     sources = ["--sources.train_captions", str([str(captions)])]
     places = ["--data", str(tiny_data), "--store", str(store), *sources]
     cli.main(["embed", *places, "--teacher", tiny_teacher, "--device", "cpu"])
-    fit = ["fit", "--tower", "text", *places, "--student.options", WIDE, "--trainer.max_epochs", "1"]
+    fit = [
+        "fit",
+        "--preset",
+        "none",
+        "--tower",
+        "text",
+        *places,
+        "--student.options",
+        WIDE,
+        "--trainer.max_epochs",
+        "1",
+    ]
     with pytest.raises(SystemExit) as stopped:
         cli.main([*fit, "--out", str(tmp_path / "run"), "--loader.batch_size", "4096"])
     told = re.search(

@@ -66,7 +66,7 @@ def fit(tower: Tower, stores: dict[Tower, tuple[Path, Path]], out: Path, epochs:
     student, loader = {"options": SIZES[tower]}, {"workers": 0, "batch_size": 4}
     trainer = {"max_epochs": epochs, "accelerator": "cpu"}
     places = {"data": data, "store": store, "out": out}
-    return cd.fit(tower=tower, **places, student=student, loader=loader, trainer=trainer, **keys)
+    return cd.fit(preset="none", tower=tower, **places, student=student, loader=loader, trainer=trainer, **keys)
 
 
 def test_embed_says_what_is_missing_and_embeds_the_rest(
@@ -172,7 +172,7 @@ def test_a_share_of_nothing_is_refused(stores: dict[Tower, tuple[Path, Path]], t
     data, store = stores["image"]
     with pytest.raises(SystemExit, match="holdout: expected a share above 0 and below 1, found 0"):
         places = ["--data", str(data), "--store", str(store), "--out", str(tmp_path)]
-        cli.main(["fit", "--tower", "image", *places, "--holdout", "0"])
+        cli.main(["fit", "--preset", "none", "--tower", "image", *places, "--holdout", "0"])
 
 
 def test_two_students_together_need_pairs(

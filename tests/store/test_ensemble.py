@@ -112,7 +112,7 @@ def test_a_student_of_an_ensemble_trains_is_measured_and_has_its_width(
     where = ["--data", str(tiny_data), "--store", str(tmp_path / "both")]
     options = ["--student.options", student, "--loader.workers", "0", "--trainer.max_epochs", "1"]
     options += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
-    cli.main(["fit", "--tower", tower, *where, "--out", str(tmp_path / "run"), *options])
+    cli.main(["fit", "--preset", "none", "--tower", tower, *where, "--out", str(tmp_path / "run"), *options])
     assert load_tower(tmp_path / "run")[0].embed_dim == 64
     measured = ["--device", "cpu", "--workers", "0", "--out", str(tmp_path / "result.json")]
     cli.main(["evaluate", *where, f"--{tower}_student", str(tmp_path / "run"), *measured])

@@ -82,7 +82,18 @@ def test_embed_fit_and_evaluate_with_data_and_store_on_s3(
     }
     trainer = ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
     paths = ["--data", "s3://bucket/data", "--store", "s3://bucket/store"]
-    fit = ["fit", "--tower", tower, *paths, "--student.options", student[tower], "--loader.workers", "2"]
+    fit = [
+        "fit",
+        "--preset",
+        "none",
+        "--tower",
+        tower,
+        *paths,
+        "--student.options",
+        student[tower],
+        "--loader.workers",
+        "2",
+    ]
     cli.main([*fit, *trainer, "--out", str(tmp_path / "run")])
     capsys.readouterr()
     cli.main(["evaluate", *paths, f"--{tower}_student", str(tmp_path / "run"), "--device", "cpu"])

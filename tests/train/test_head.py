@@ -109,12 +109,12 @@ def test_the_command_says_what_it_solved_and_trains_on_from_there(
     tiny_data: Path, tiny_views_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = arguments("cut", tiny_data, tiny_views_store, tmp_path / "run", "--student.probe", "4096")
-    cli.main(["fit", *given, "--trainer.max_epochs", "1", "--optimizer.lr", "1e-9"])
+    cli.main(["fit", "--preset", "none", *given, "--trainer.max_epochs", "1", "--optimizer.lr", "1e-9"])
     assert "head: solved on 24 samples, cosine 0." in capsys.readouterr().out
     _, student = load_tower(tmp_path / "run")
     module, _ = make("cut", tiny_data, tiny_views_store, tmp_path, "--student.probe", "4096")
     torch.testing.assert_close(student.head.state_dict(), module.student.head.state_dict(), rtol=0, atol=1e-6)
     with pytest.raises(SystemExit, match=r"student\.probe: expected --target stored, found online"):
-        cli.main(["fit", *given, "--target", "online", "--overwrite", "true"])
+        cli.main(["fit", "--preset", "none", *given, "--target", "online", "--overwrite", "true"])
     with pytest.raises(SystemExit, match=r"student\.probe: expected 0 or more samples, found -1"):
-        cli.main(["fit", *given, "--student.probe", "-1", "--overwrite", "true"])
+        cli.main(["fit", "--preset", "none", *given, "--student.probe", "-1", "--overwrite", "true"])

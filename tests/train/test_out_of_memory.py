@@ -39,7 +39,7 @@ class Insatiable(Greedy):
 def test_the_batch_that_fits_is_found_and_told(
     tower: str, tiny_data: Path, tiny_views_store: Path, tmp_path: Path
 ) -> None:
-    options = ["fit", "--tower", tower, "--data", str(tiny_data), "--store", str(tiny_views_store)]
+    options = ["fit", "--preset", "none", "--tower", tower, "--data", str(tiny_data), "--store", str(tiny_views_store)]
     options += ["--student.options", SIZES[tower], "--loader.workers", "0", "--trainer.accelerator", "cpu"]
     options += ["--loss.names", f'["{__name__}:Greedy"]', "--trainer.max_epochs", "1", "--out", str(tmp_path)]
     with pytest.raises(SystemExit) as stopped:

@@ -178,4 +178,4 @@ def test_fit_refuses_another_validation_photo_under_the_same_id(
     options += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--loader.workers", "0"]
     paths = ["--data", str(data), "--store", str(tiny_views_store), "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit, match=f"{photo.name}: expected the photo .* found another one under its id"):
-        cli.main(["fit", "--tower", "image", *paths, *options])
+        cli.main(["fit", "--preset", "none", "--tower", "image", *paths, *options])

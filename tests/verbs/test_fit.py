@@ -32,7 +32,7 @@ def fit(tower: str, data: Path, store: Path, out: Path, *options: str) -> None:
     base = ["--tower", tower, "--data", str(data), "--store", str(store), "--out", str(out)]
     base += ["--student.options", TINY[tower], "--loader.workers", "0", "--loader.batch_size", "8"]
     base += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false"]
-    cli.main(["fit", *base, *options])
+    cli.main(["fit", "--preset", "none", *base, *options])
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -123,7 +123,7 @@ def test_two_processes_train_the_student_of_one(
     base = ["--tower", tower, "--data", str(tiny_data), "--store", str(store), "--out", str(tmp_path / "two")]
     base += ["--student.options", TINY[tower], "--loader.workers", "0", "--loader.batch_size", "4", *loss]
     base += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false"]
-    run_in_two(["fit", *base])
+    run_in_two(["fit", "--preset", "none", *base])
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
         if name.endswith("in_proj_bias"):  # a key's bias has no gradient but rounding, which Adam makes large

@@ -18,7 +18,7 @@ from clip_distill.towers.spec import TOWERS, load_tower
 
 
 def arguments(data: Path, store: Path, runs: dict[str, Path], out: Path, *options: str) -> list[str]:
-    base = ["fit", "--tower", "both", "--data", str(data), "--store", str(store), "--out", str(out)]
+    base = ["fit", "--preset", "none", "--tower", "both", "--data", str(data), "--store", str(store), "--out", str(out)]
     base += ["--image_student", str(runs["image"]), "--text_student", str(runs["text"])]
     base += ["--loader.workers", "0", "--loader.batch_size", "8", "--trainer.accelerator", "cpu", "--seed", "4"]
     base += ["--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"]

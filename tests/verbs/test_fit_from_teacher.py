@@ -28,7 +28,7 @@ def folder(tiny_teacher: str, tiny_data: Path, tmp_path_factory: pytest.TempPath
 def fit(tower: str, data: Path, store: Path, out: Path, *options: str) -> None:
     base = ["--tower", tower, "--data", str(data), "--store", str(store), "--out", str(out), "--loader.workers", "0"]
     base += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
-    cli.main(["fit", *base, "--student.init", "teacher", *options])
+    cli.main(["fit", "--preset", "none", *base, "--student.init", "teacher", *options])
 
 
 STILL = ["--optimizer.lr", "0"]

@@ -25,7 +25,7 @@ RELATIONAL = ("gram_kl", "rkd_distance", "infonce", "queue_kl", "bank_kl", "affi
 
 
 def arguments(tower: str, data: Path, store: Path, out: Path, *options: str) -> list[str]:
-    base = ["fit", "--tower", tower, "--data", str(data), "--store", str(store), "--out", str(out)]
+    base = ["fit", "--preset", "none", "--tower", tower, "--data", str(data), "--store", str(store), "--out", str(out)]
     base += ["--student.options", TINY[tower], "--loader.workers", "0", "--loader.batch_size", "8", "--seed", "2"]
     base += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
     return [*base, "--trainer.log_every_n_steps", "1", *options]

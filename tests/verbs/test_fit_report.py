@@ -15,7 +15,7 @@ from clip_distill.train.learning_rate import steepest
 
 
 def arguments(data: Path, store: Path, out: Path, *options: str) -> list[str]:
-    base = ["fit", "--tower", "text", "--data", str(data), "--store", str(store), "--out", str(out)]
+    base = ["fit", "--preset", "none", "--tower", "text", "--data", str(data), "--store", str(store), "--out", str(out)]
     base += ["--student.options", "{transformer_width: 16, transformer_layers: 2, transformer_heads: 2}"]
     base += ["--loader.workers", "0", "--loader.batch_size", "8", "--trainer.accelerator", "cpu"]
     return [*base, "--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false", *options]

@@ -26,7 +26,7 @@ STUDENTS = {
 
 def arguments(student: str, data: Path, store: Path, out: Path, *options: str) -> list[str]:
     tower, name, sizes = STUDENTS[student]
-    base = ["fit", "--tower", tower, "--data", str(data), "--store", str(store), "--out", str(out)]
+    base = ["fit", "--preset", "none", "--tower", tower, "--data", str(data), "--store", str(store), "--out", str(out)]
     base += ["--student.name", name, "--student.options", sizes, "--loader.workers", "0", "--loader.batch_size", "8"]
     base += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false"]
     return [*base, "--trainer.log_every_n_steps", "1", "--seed", "4", *options]

@@ -47,7 +47,7 @@ class World(NamedTuple):
         base += ["--translations", str(self.parallel), "--student.tokenizer", "train", "--student.options", TINY]
         base += ["--sources.val_captions", str(self.val), "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]
         base += ["--trainer.enable_progress_bar", "false", "--loader.batch_size", "16"]
-        cli.main(["fit", *base, *options])
+        cli.main(["fit", "--preset", "none", *base, *options])
 
 
 @pytest.fixture(scope="module")

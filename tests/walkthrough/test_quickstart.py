@@ -17,6 +17,7 @@ from clip_distill.teachers import load_teacher
 from clip_distill.towers.spec import count_parameters, load_tower
 from clip_distill.verbs import run
 from clip_distill.walkthrough import flow
+from clip_distill.walkthrough.material import Material
 from clip_distill.walkthrough.scenes import draw_dataset
 from clip_distill.walkthrough.teacher import captions_by_photo, read_pixels, train_teacher
 
@@ -118,11 +119,11 @@ def test_the_exported_folder_is_both_students(finished: tuple[Path, dict[str, An
 def test_own_data_and_teacher_and_a_second_run(
     tiny_data: Path, tiny_teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    budget = replace(flow.REAL, image_samples=24, text_samples=72)
+    budget, given = replace(flow.REAL, image_samples=24, text_samples=72), Material(data=str(tiny_data))
     out = tmp_path / "mine"
     with pytest.raises(ValueError, match="nowhere"):
-        flow.run(out, str(tiny_data), "local-dir:nowhere", 0, budget, run)
-    result = flow.run(out, str(tiny_data), tiny_teacher, 0, budget, run)
+        flow.run(out, given, "local-dir:nowhere", 0, budget, run)
+    result = flow.run(out, given, tiny_teacher, 0, budget, run)
     assert next(iter(result["seconds"])) == "embed"
     assert not (out / "data").exists() and not (out / "teacher").exists()
     shown = capsys.readouterr().out
@@ -131,10 +132,10 @@ def test_own_data_and_teacher_and_a_second_run(
     assert "both students" in shown and f"--data {tiny_data}" in shown
     manifest = out / "store/image-train/manifest.json"
     made = manifest.stat().st_mtime_ns
-    flow.run(out, str(tiny_data), tiny_teacher, 0, budget, run)
+    flow.run(out, given, tiny_teacher, 0, budget, run)
     assert manifest.stat().st_mtime_ns == made, "the store is kept"
     with pytest.raises(FileExistsError, match="seed 0, now 1"):
-        flow.run(out, str(tiny_data), tiny_teacher, 1, budget, run)
+        flow.run(out, given, tiny_teacher, 1, budget, run)
 
 
 def test_a_teacher_with_a_backbone_of_stages_gives_its_first_ones_to_the_image_student(
@@ -142,7 +143,7 @@ def test_a_teacher_with_a_backbone_of_stages_gives_its_first_ones_to_the_image_s
 ) -> None:
     teacher = make_teacher(tmp_path / "teacher", custom_text=True, timm_model="test_efficientnet")
     budget, out = replace(flow.REAL, image_samples=24, text_samples=72), tmp_path / "mine"
-    result = flow.run(out, str(tiny_data), teacher, 0, budget, run)
+    result = flow.run(out, Material(data=str(tiny_data)), teacher, 0, budget, run)
     _, trunk = load_tower(out / "runs/image")
     theirs = load_teacher(teacher, "image")[1].get_parameter("trunk.blocks.0.0.conv.weight")
     assert torch.equal(trunk.get_parameter("trunk.blocks.0.0.conv.weight"), theirs)
@@ -152,13 +153,48 @@ def test_a_teacher_with_a_backbone_of_stages_gives_its_first_ones_to_the_image_s
     photos = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model.encode_image(photos), load_teacher(teacher, "image")[1].eval()(photos))
-    assert count_parameters(model.text) == rows["text student"]["parameters"]["text"]
+    text = load_tower(out / "runs/text")[1].get_parameter("positional_embedding")
+    assert torch.equal(model.text.positional_embedding, text)
+
+
+@pytest.mark.parametrize("what", ["photos", "texts", "both"])
+def test_photos_or_sentences_are_enough(
+    what: str, tiny_data: Path, tiny_teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, texts = tmp_path / "photos", tmp_path / "texts.txt"
+    for i, photo in enumerate(sorted((tiny_data / "image").iterdir())):
+        (photos / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        (photos / f"class{i % 2}" / photo.name).write_bytes(photo.read_bytes())
+    texts.write_text("".join(f"sentence number {i}\n" for i in range(40)), encoding="utf-8")
+    given = {"photos": {"photos": str(photos)}, "texts": {"texts": str(texts)}}
+    chosen = given["photos"] | given["texts"] if what == "both" else given[what]
+    towers = {"photos": ["image"], "texts": ["text"], "both": ["image", "text"]}[what]
+    out = tmp_path / "out"
+    budget = replace(flow.REAL, image_samples=24, text_samples=72)
+    result = flow.run(out, Material(**chosen), tiny_teacher, 0, budget, run)
+    shown = capsys.readouterr().out
+    assert list(result["seconds"]) == ["embed", *(f"fit the {tower} student" for tower in towers), "evaluate", "export"]
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    assert list(evaluation["students"]) == towers
+    assert all(student["match"]["match_r10"] > 0 for student in evaluation["students"].values())
+    assert result["rows"] == [] and "--preset best" in shown and "--format onnx" in shown
+    model = open_clip.create_model(f"local-dir:{result['exported']}").eval()
+    for tower in towers:
+        own = load_tower(out / "runs" / tower)[1].get_parameter("positional_embedding")
+        assert torch.equal((model.visual if tower == "image" else model.text).positional_embedding, own)
 
 
 def test_arguments_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="expected both --data and --teacher"):
-        main(["quickstart", "--out", str(tmp_path / "new"), "--data", "photos"])
+    new = ["quickstart", "--out", str(tmp_path / "new")]
+    with pytest.raises(SystemExit, match="expected --teacher and one of --data, --photos and --texts"):
+        main([*new, "--data", "photos"])
+    with pytest.raises(SystemExit, match="expected either --data, or --photos and --texts"):
+        main([*new, "--data", "photos", "--photos", "photos", "--teacher", "ViT-B-32/openai"])
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(SystemExit, match="expected photos .*found none"):
+        main([*new, "--photos", str(tmp_path / "photos"), "--teacher", "ViT-B-32/openai"])
     assert not (tmp_path / "new").exists()
+    (tmp_path / "photos").rmdir()
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(SystemExit, match="found other files"):
         main(["quickstart", "--out", str(tmp_path)])

@@ -1,0 +1,65 @@
+"""What a preset fills in for `fit`, where neither flags nor a recipe say it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clip_distill.recipes import read_recipe
+from clip_distill.store.ensemble import open_table
+from clip_distill.store.table import StoreError
+from clip_distill.system.talk import say
+from clip_distill.train.preset import Facts, Settings, settings_of, without
+from clip_distill.train.tables import other
+
+DEFAULT = "balanced"
+FILLED = ("student", "loss", "optimizer", "loader", "ema")
+
+
+def fill(given: Mapping[str, Any], has_recipe: bool) -> Settings:
+    """Settings, nested as a recipe's, for what the user leaves open; what a preset chose is said.
+
+    Args:
+        given: What the user gives, nested.
+        has_recipe: Whether a recipe is among it.
+
+    Raises:
+        StoreError: The store has no training table of the tower.
+        InvalidValue: There is no such preset.
+    """
+    new = given.get("tower") in ("image", "text") and given.get("target") != "online"
+    preset = given.get("preset") or (DEFAULT if new and not has_recipe else "none")
+    if preset == "none":
+        return {}
+    own = Path(str(given.get("out"))) / "recipe.yaml"
+    if given.get("resume") and not given.get("preset") and own.is_file():
+        recipe = read_recipe(own)  # the run goes on as it began, whatever the store has become
+        return {key: recipe[key] for key in FILLED} | {"trainer": {"max_epochs": recipe["trainer"]["max_epochs"]}}
+    settings, lines = settings_of(preset, facts_of(given))
+    say(*lines)
+    return without(settings, given)
+
+
+def facts_of(given: Mapping[str, Any]) -> Facts:
+    """What a preset is derived from: `tower`, `store` and `out` are given, and `translations` where there are any.
+
+    Raises:
+        StoreError: The store has no training table of the tower.
+    """
+    tower = given["tower"]
+    table = open_table(given["store"], tower, "train")
+    try:
+        paired = len(open_table(given["store"], other(tower), "train")) > 0
+    except StoreError:
+        paired = False
+    teacher, views = table.manifest.teacher, table.manifest.views
+    return Facts(tower, teacher, len(table), views, paired, bool(given.get("translations")), str(given["out"]))
+
+
+def flat(settings: Settings) -> dict[str, Any]:
+    """Nested settings by dotted names, as a parser's defaults are."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return found
