@@ -138,6 +138,8 @@ class Recipe:
         loader: Batches.
         image_student: For tower both, the image student to go on with: a run's folder, or an open_clip model's name.
         text_student: For tower both, the text student.
+        start_from: A run of this tower (--from RUN): its settings are taken where others are not given, and its student
+            is trained on, on data that has grown, for half its epochs at a third of its learning rate.
         target: stored (the teacher's embeddings come from the store) or online (the teacher runs at every step).
         teacher: The teacher to run, for target online, or to take student.init from; the store's by default.
         augment: Augmentation, for target online: a fresh view of each image every epoch, one for teacher and student.
@@ -171,6 +173,7 @@ class Recipe:
     loader: Loader = field(default_factory=Loader)
     image_student: str | None = None
     text_student: str | None = None
+    start_from: str | None = None
     target: Literal["stored", "online"] = "stored"
     teacher: str | None = None
     augment: str = "none"
@@ -249,6 +252,7 @@ class Recipe:
         refused = {
             "student (but for freeze)": self.student != Student(freeze=frozen),
             "student.freeze by number": isinstance(frozen, int) and frozen != 0,
+            "start_from": self.start_from is not None,
             "target online": self.target == "online",
             "translations": self.translations is not None,
             "mixup": self.mixup != 0,

@@ -32,9 +32,11 @@ class HeldOut:
 
     Args:
         own: [N, D] the teacher's embedding of each row that the student embeds.
+        ids: Of the rows: photos' ids, or captions; empty where nobody asks.
     """
 
     own: Tensor
+    ids: tuple[str, ...] = ()
     measure = "agreement"
 
     def metrics(self, student: Tensor) -> dict[str, float]:
@@ -100,7 +102,8 @@ def hold_out(corpus: Corpus, tower: Tower, store: Store, share: float) -> tuple[
     kept[places[chosen]] = False
     firsts = np.flatnonzero(chosen)[np.unique(keys[chosen], return_index=True)[1]]  # of each, not its copies
     held = table.take(pa.array(places[firsts]))
-    measure = HeldOut(torch.from_numpy(store.embeddings(rows[places[firsts]])).float())
+    own = torch.from_numpy(store.embeddings(rows[places[firsts]])).float()
+    measure = HeldOut(own, tuple(held.column(column).to_pylist()))
     say(f"validation: {len(held):,} of the training {tower}s are held out (--holdout {share:g}); no captions needed")
     rest = table.filter(pa.array(kept))
     if tower == "image":

@@ -34,10 +34,16 @@ def new_student(recipe: Recipe, fresh: bool) -> tuple[Training, DistillData, Any
     Args:
         recipe: The run.
         fresh: Whether it begins; a resumed run has weights.
-    """
 
+    Raises:
+        InvalidValue: The student to go on with is of another tower or teacher.
+    """
+    if recipe.start_from is not None:
+        spec, _ = load_student(recipe.start_from, recipe.one)
+        require_taught_by(f"start_from {recipe.start_from}", spec, teacher_of_store(recipe.store))
     online, teach = online_target(recipe)
-    cuts = recipe.student.init == "teacher" and fresh
+    new = fresh and recipe.start_from is None  # else it has weights already
+    cuts = recipe.student.init == "teacher" and new
     source = ((online.spec, teach.module) if online else checked_teacher(recipe)) if cuts else None
     L.seed_everything(recipe.seed, workers=True, verbose=False)  # after the teacher, whose making draws numbers too
     module, data = assemble(recipe, online, teach)
@@ -49,7 +55,7 @@ def new_student(recipe: Recipe, fresh: bool) -> tuple[Training, DistillData, Any
     module.prepare(recipe)
     if recipe.loader.features is not None:
         pack_features(recipe.loader.features, module.spec, module.student, data)
-    if recipe.student.probe and fresh:
+    if recipe.student.probe and new:
         solve_head(module, data, recipe.student.probe)
     return module, data, report
 

@@ -28,6 +28,8 @@ def fill(given: Mapping[str, Any], has_recipe: bool) -> Settings:
         StoreError: The store has no training table of the tower.
         InvalidValue: There is no such preset.
     """
+    if given.get("start_from"):
+        return _goes_on(given)
     new = given.get("tower") in ("image", "text") and given.get("target") != "online"
     preset = given.get("preset") or (DEFAULT if new and not has_recipe else "none")
     if preset == "none":
@@ -39,6 +41,31 @@ def fill(given: Mapping[str, Any], has_recipe: bool) -> Settings:
     settings, lines = settings_of(preset, facts_of(given))
     say(*lines)
     return without(settings, given)
+
+
+def needs(start_from: str) -> Settings:
+    """Of a run to go on from, the settings that would have to be given without it.
+
+    Raises:
+        NotFound: There is no such run.
+    """
+    recipe = read_recipe(Path(start_from) / "recipe.yaml")
+    return {key: recipe[key] for key in ("tower", "store")}
+
+
+def _goes_on(given: Mapping[str, Any]) -> Settings:
+    """A run's settings, for its student to go on.
+
+    Raises:
+        NotFound: There is no such run.
+    """
+    recipe = read_recipe(Path(str(given["start_from"])) / "recipe.yaml")
+    kept = {key: value for key, value in recipe.items() if key not in ("out", "trainer", "start_from")}
+    lr, epochs = recipe["optimizer"]["lr"] / 3, -(-(recipe["trainer"]["max_epochs"] or 1) // 2)
+    if recipe["loader"].get("features"):
+        kept["loader"] = recipe["loader"] | {"features": f"{given.get('out')}/features"}
+    say(f"from {given['start_from']}: its settings and its student, {epochs} epochs from learning rate {lr:.2g} on")
+    return kept | {"optimizer": recipe["optimizer"] | {"lr": lr}, "trainer": {"max_epochs": epochs}}
 
 
 def facts_of(given: Mapping[str, Any]) -> Facts:

@@ -20,12 +20,20 @@ from clip_distill.tokens import trained
 from clip_distill.tokens.encode import tokenize
 from clip_distill.tokens.pruned import kept_ids, prune
 from clip_distill.tokens.spec import TokenizerSpec
-from clip_distill.towers.spec import TowerSpec
+from clip_distill.towers.spec import TowerSpec, load_tower
 
 
 def build_student(recipe: Recipe, teacher: Mapping[str, Any], corpus: Corpus) -> tuple[TowerSpec, nn.Module]:
-    """The recipe's student, its vocabulary or tokenizer that of the training captions where the recipe says so."""
+    """The recipe's student, its vocabulary or tokenizer that of the training captions where the recipe says so; or the
+    one that it goes on with.
+
+    Raises:
+        InvalidValue: An option does not fit.
+    """
     chosen = recipe.student
+    if recipe.start_from is not None:
+        spec, student = load_tower(recipe.start_from)
+        return spec, student.train()
     options = dict(chosen.options)
     if chosen.vocabulary == "corpus":
         if recipe.tower != "text":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +43,8 @@ EXAMPLES = """\
   clip-distill fit --recipe flickr8k_text --find_lr
   # go on after an interruption
   clip-distill fit --recipe runs/text/recipe.yaml --resume
+  # next month, with new photos (after `embed` has added them): go on with the student, and say whether it got better
+  clip-distill fit --from runs/image --out runs/image-2
   # both students together, after each was distilled: on pairs, by what they keep of the teacher and of each other
   clip-distill fit --tower both --data DATA --store stores/b32 --image_student runs/image --text_student runs/text \\
     --out runs/both --optimizer.lr 1e-4 --loss.between '{both_affinity: 1.0, both_infonce: 0.1}'
@@ -112,12 +116,18 @@ def fit(
 
 def command(argv: Sequence[str]) -> Run:
     """What `clip-distill fit` does."""
-    from clip_distill.train.fill import fill, flat
+    from clip_distill.train.fill import fill, flat, needs
     from clip_distill.train.settings import fit_parser
 
     parser = fit_parser(DESCRIPTION, EXAMPLES)
+    argv = [re.sub(r"^--from(?=$|=)", "--start_from", word) for word in argv]  # a field can't be called `from`
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--start_from")
+    if (start_from := first.parse_known_args(argv)[0].start_from) is not None:
+        argv = [*(word for key, value in needs(start_from).items() for word in (f"--{key}", value)), *argv]
     given = parser.parse_args(argv, defaults=False).as_dict()
-    parser.set_defaults(flat(fill(given, "recipe" in given)))
+    if settings := fill(given, "recipe" in given):
+        parser.set_defaults(flat(settings))
     return train(parser, parser.parse_args(argv))
 
 
@@ -130,6 +140,7 @@ def train(parser: Parser, config: Any) -> Run:
     import torch
 
     from clip_distill.train.begin import both_students, new_student, prepare_folder
+    from clip_distill.train.go_on import as_it_began, progress_of, remember
     from clip_distill.train.learning_rate import find_lr
     from clip_distill.train.out_of_memory import out_of_memory
     from clip_distill.train.settings import to_recipe, write_recipe
@@ -148,8 +159,10 @@ def train(parser: Parser, config: Any) -> Run:
     trainer, best, cost = make_trainer(recipe, trainer_options, out, module.validation.measure)
     if report is not None and trainer.is_global_zero:
         say(str(report))
+    before = as_it_began(module) if recipe.start_from is not None else None
     if trainer.is_global_zero:
         write_recipe(parser, config, out)
+        remember(module.validation, out)
     try:
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
     except torch.OutOfMemoryError as error:
@@ -157,7 +170,10 @@ def train(parser: Parser, config: Any) -> Run:
     if trainer_options.get("fast_dev_run") or not trainer.is_global_zero:
         return Run(out)
     say(str(cost))
-    return save_students(module, trainer, best, out)
+    run = save_students(module, trainer, best, out)
+    if before is not None and recipe.start_from is not None:
+        say(*progress_of(module, before, data, Path(recipe.start_from), trainer.strategy.root_device))
+    return run
 
 
 def save_students(module: Training, trainer: Trainer, best: ModelCheckpoint, out: Path) -> Run:

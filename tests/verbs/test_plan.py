@@ -146,7 +146,18 @@ def test_one_towers_data_alone_is_planned_as_it_is_trained(
     texts.write_text("".join(f"sentence number {i}\n" for i in range(40)), encoding="utf-8")
     sources = {"image": f"--sources.train_images={tiny_data}/image", "text": f"--sources.train_captions={texts}"}
     base = ["--teacher", tiny_teacher, "--workers", "0", "--device", "cpu", sources[tower]]
-    flags = ["--recipe", str(recipes[tower]), "--data", "null", "--tower", tower, "--loss.names", "[cosine]", "--holdout", "0.3"]
+    flags = [
+        "--recipe",
+        str(recipes[tower]),
+        "--data",
+        "null",
+        "--tower",
+        tower,
+        "--loss.names",
+        "[cosine]",
+        "--holdout",
+        "0.3",
+    ]
     out = tmp_path / "plan.json"
     cli.main(["plan", *base, *flags, "--seconds", "0.1", "--out", str(out)])
     report = json.loads(out.read_text(encoding="utf-8"))
