@@ -118,6 +118,14 @@ def filled(given: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings by dotted names, as a parser's defaults are."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
 def parse_keys(parser: Parser, keys: Mapping[str, Any]) -> Any:
     """What `parse_args` gives for the same settings as flags.
 

@@ -82,11 +82,3 @@ def facts_of(given: Mapping[str, Any]) -> Facts:
         paired = False
     teacher, views = table.manifest.teacher, table.manifest.views
     return Facts(tower, teacher, len(table), views, paired, bool(given.get("translations")), str(given["out"]))
-
-
-def flat(settings: Settings) -> dict[str, Any]:
-    """Nested settings by dotted names, as a parser's defaults are."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
-    return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clip_distill.recipe import Recipe
 from clip_distill.recipes import read_recipe
-from clip_distill.system.arguments import Place, filled, layer, parse_keys, plain
+from clip_distill.system.arguments import Place, filled, flat, layer, parse_keys, plain
 from clip_distill.system.talk import say
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def fit(
 
 def command(argv: Sequence[str]) -> Run:
     """What `clip-distill fit` does."""
-    from clip_distill.train.fill import fill, flat, needs
+    from clip_distill.train.fill import fill, needs
     from clip_distill.train.settings import fit_parser
 
     parser = fit_parser(DESCRIPTION, EXAMPLES)

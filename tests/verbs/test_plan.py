@@ -170,6 +170,20 @@ def test_one_towers_data_alone_is_planned_as_it_is_trained(
         cli.main(["plan", *base, *flags, "--loss.names", "[bank_kl]", "--seconds", "0.1"])
 
 
+def test_without_a_recipe_the_presets_students_are_planned(
+    tiny_data: Path, tiny_teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--data", str(tiny_data), "--teacher", tiny_teacher, "--workers", "0", "--device", "cpu"]
+    cli.main(["plan", *base, "--loader.workers", "0", "--seconds", "0.1", "--out", str(tmp_path / "plan.json")])
+    assert capsys.readouterr().out.count("preset balanced, from the teacher") == 2
+    fit = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["fit"]
+    image, text = (fit[tower]["options"]["recipe"] for tower in ("image", "text"))
+    assert image["student"]["options"]["width"] == 32 and text["student"]["options"]["transformer_width"] == 16
+    assert image["loss"]["names"] == ["cosine", "affinity", "queue_kl"] and text["ema"] == 0.995
+    steps = fit["text"]["extrapolated"]["steps_per_epoch"]
+    assert steps == 1, "72 captions are one batch of the preset's 256"
+
+
 def test_recipes_that_do_not_fit_the_towers_are_told(
     tiny_data: Path, tiny_teacher: str, recipes: dict[str, Path], tmp_path: Path
 ) -> None:
