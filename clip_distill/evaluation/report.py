@@ -94,14 +94,7 @@ def pairings_table(report: dict[str, Any]) -> Table:
 def towers_table(report: dict[str, Any]) -> Table:
     """A row per tower: parameters, and how close a student's embeddings are to the teacher's."""
     table = _table("tower", "name")
-    alone = not report["pairings"]  # with recall there is a better measure, and match is in the JSON
-    columns = [
-        "parameters",
-        "cosine to\nthe teacher",
-        "nearest 10\nshared",
-        *(["match\nR@1", "\nR@10"] if alone else []),
-    ]
-    for name in columns:
+    for name in ("parameters", "cosine to\nthe teacher", "nearest 10\nshared", "match\nR@1", "\nR@10"):
         table.add_column(name, justify="right")
     for tower in ("image", "text"):
         parameters = report["teacher"]["parameters"][tower]
@@ -109,7 +102,7 @@ def towers_table(report: dict[str, Any]) -> Table:
     for tower, student in report["students"].items():
         cosine, overlap = student["mean_cosine"], student["neighbour_overlap"]
         closeness = ["–"] * 2 if cosine is None else [f"{cosine:.4f}", f"{100 * overlap:.0f}%"]
-        if alone and student["match"] is not None:
+        if student["match"] is not None:
             closeness += [f"{student['match'][name]:.1f}" for name in ("match_r1", "match_r10")]
         table.add_row(f"student, {tower}", student["name"], millions(student["parameters"]), *closeness)
     return table

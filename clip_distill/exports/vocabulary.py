@@ -5,6 +5,7 @@ Shapes: V tokens of the whole vocabulary, w width.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import torch
@@ -15,12 +16,13 @@ from clip_distill.system.talk import say
 from clip_distill.tokens.encode import load_tokenizer
 from clip_distill.tokens.pruned import PrunedTokenizer, kept_ids, whole
 from clip_distill.tokens.spec import TokenizerSpec
-from clip_distill.towers.spec import TowerSpec
+from clip_distill.towers.spec import THIN, TowerSpec
+from clip_distill.towers.thin import make_whole
 
 
 @torch.no_grad()
 def expand_vocabulary(spec: TowerSpec, module: nn.Module) -> tuple[TowerSpec, nn.Module]:
-    """A tower with CLIP's whole tokenizer, for programs that have no other; any other tower is returned as it is.
+    """A tower with CLIP's whole tokenizer and one table, for programs that have no other; others stay as they are.
 
     Texts of kept tokens have the same embeddings. A dropped token is one row here, the mean of the rows that spell it,
     where the student reads those one after the other: a text with such a token has another embedding.
@@ -28,6 +30,9 @@ def expand_vocabulary(spec: TowerSpec, module: nn.Module) -> tuple[TowerSpec, nn
     Raises:
         ValueError: The tower is not open_clip's own.
     """
+    if THIN in spec.cfg:
+        spec = dataclasses.replace(spec, cfg={key: value for key, value in spec.cfg.items() if key != THIN})
+        module = make_whole(copy.deepcopy(module))
     kept = kept_ids(spec.tokenizer)
     if kept is None:
         return spec, module

@@ -11,6 +11,7 @@ Shapes: W and w the teacher's and the student's width, H and h heads, C and c ch
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -26,10 +27,12 @@ from clip_distill.students.principal import principal
 from clip_distill.system.errors import InvalidValue
 from clip_distill.tokens.pruned import kept_ids
 from clip_distill.towers.spec import TowerSpec
+from clip_distill.towers.thin import ThinEmbedding, make_whole
 
 Select = Literal["leading", "important", "principal"]
 Places = tuple[Tensor, Tensor]  # positions along an axis of the student, and the teacher's that go there
 
+TABLE = "token_embedding.weight"
 # The axes of each tensor of open_clip's transformers; "own" ones are as long in both
 AXES = {
     "conv1.weight": ("stream", "own", "own", "own"),
@@ -77,6 +80,12 @@ def inherit(
         ValueError: Nothing of the teacher fits, or other channels than the leading ones are asked for between towers
             that are no transformers.
     """
+    if isinstance(thin := getattr(student, "token_embedding", None), ThinEmbedding):
+        whole: Any = make_whole(copy.deepcopy(student))
+        report = inherit(spec, whole, source, teacher, select)
+        thin.take(whole.token_embedding.weight)
+        student.load_state_dict({n: t for n, t in whole.state_dict().items() if n != TABLE}, strict=False)
+        return f"{report}; its token table in {thin.rows.embedding_dim} directions"
     own = {name: tensor for name, tensor in student.state_dict().items() if tensor.is_floating_point()}
     theirs = {name: tensor for name, tensor in teacher.state_dict().items() if tensor.is_floating_point()}
     kinds = (TextTransformer, VisionTransformer)

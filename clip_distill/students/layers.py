@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clip_distill.students.cut import CutBackbone, blocks_of, stages
 from clip_distill.system.errors import InvalidValue
+from clip_distill.towers.thin import ThinEmbedding
 
 # timm's patterns (`group_matcher`) for towers that don't have their own: what they leave out is the last layer
 TRANSFORMER = {
@@ -125,6 +126,15 @@ class WordDropout(nn.Embedding):
         return F.dropout1d(super().forward(input), self.dropped, self.training)
 
 
+class ThinWordDropout(ThinEmbedding):
+    """The same of a thin table."""
+
+    dropped: float
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.dropout1d(super().forward(tokens), self.dropped, self.training)
+
+
 def drop_words(student: nn.Module, share: float) -> None:
     """Let a text student see no embedding at a share of its tokens while training, others being scaled up for it.
 
@@ -135,17 +145,18 @@ def drop_words(student: nn.Module, share: float) -> None:
     Raises:
         ValueError: It has no table of tokens by open_clip's name, or that table does not train.
     """
-    if type(getattr(student, "token_embedding", None)) is not nn.Embedding:
+    dropping = {nn.Embedding: WordDropout, ThinEmbedding: ThinWordDropout}
+    if type(getattr(student, "token_embedding", None)) not in dropping:
         raise InvalidValue(
-            "student.word_dropout: expected a student with a `token_embedding` of type nn.Embedding, found "
-            f"{type(student).__name__}. Leave it out"
+            "student.word_dropout: expected a student with a `token_embedding` of type nn.Embedding or ThinEmbedding, "
+            f"found {type(student).__name__}. Leave it out"
         )
     table: Any = student.token_embedding
-    if not table.weight.requires_grad:
+    if not all(each.requires_grad for each in table.parameters()):
         raise InvalidValue(
             "student.word_dropout: expected token embeddings that train, found them frozen. Leave one of the two out"
         )
-    table.__class__ = WordDropout  # same parameters and state dict; only the forward pass differs
+    table.__class__ = dropping[type(table)]  # same parameters and state dict; only the forward pass differs
     table.dropped = share
 
 

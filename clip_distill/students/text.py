@@ -12,7 +12,7 @@ from clip_distill.system.errors import InvalidValue
 from clip_distill.tokens.encode import tokenize
 from clip_distill.tokens.pruned import kept_ids
 from clip_distill.tokens.spec import TokenizerSpec
-from clip_distill.towers.spec import TowerSpec
+from clip_distill.towers.spec import THIN, TowerSpec
 
 # How a text tower reads its tokens; a student that shares the teacher's tokenizer reads them alike
 READING = ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "pad_id", "eos_id", "pool_type", "no_causal_mask")
@@ -26,6 +26,7 @@ def transformer(
     transformer_layers: int = 6,
     transformer_heads: int = 8,
     mlp_ratio: float = 4.0,
+    embedding_rank: int | None = None,
     tokenizer: Mapping[str, Any] | None = None,
 ) -> tuple[TowerSpec, nn.Module]:
     """CLIP's text transformer (Radford et al., 2021); by default 7.6M parameters at D = 512, 6.3M in the vocabulary.
@@ -38,6 +39,8 @@ def transformer(
         transformer_layers: Transformer blocks.
         transformer_heads: Attention heads per block.
         mlp_ratio: Hidden width of a block's MLP over the width.
+        embedding_rank: Keep the table of tokens as a product, vocab_size × embedding_rank times embedding_rank × width:
+            1.6M numbers instead of 6.3M at rank 32. By default it is one table.
         tokenizer: A `TokenizerSpec` as a dictionary; the teacher's by default.
     """
     if tokenizer is not None:
@@ -53,7 +56,12 @@ def transformer(
             "student 'transformer': expected transformer_width a multiple of transformer_heads, "
             f"found {transformer_width} and {transformer_heads}"
         )
-    cfg = {
+    if embedding_rank is not None and not 0 < embedding_rank <= transformer_width:
+        raise InvalidValue(
+            f"student 'transformer': expected embedding_rank from 1 to transformer_width {transformer_width}, found "
+            f"{embedding_rank}"
+        )
+    cfg: dict[str, Any] = {
         "context_length": context_length,
         "vocab_size": vocab_size,
         "width": transformer_width,
@@ -61,6 +69,8 @@ def transformer(
         "heads": transformer_heads,
         "mlp_ratio": mlp_ratio,
     } | _reading(teacher, tokenizer)
+    if embedding_rank is not None:
+        cfg[THIN] = embedding_rank
     spec = TowerSpec(
         tower="text",
         embed_dim=teacher["embed_dim"],

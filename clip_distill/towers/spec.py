@@ -25,9 +25,11 @@ from clip_distill.system.files import read_json, write_json
 from clip_distill.system.registry import resolve
 from clip_distill.towers.attention import exact_attention
 from clip_distill.towers.text import CutTextTransformer
+from clip_distill.towers.thin import make_thin
 
 Tower = Literal["image", "text"]
 TOWERS: tuple[Tower, Tower] = ("image", "text")
+THIN = "embedding_rank"  # in a text tower's `cfg`, beside open_clip's keys: of a token table in two factors
 SPEC_FILE, WEIGHTS_FILE = "tower.json", "tower.safetensors"
 
 
@@ -38,8 +40,8 @@ class TowerSpec:
     Args:
         tower: "image" or "text".
         embed_dim: D, the width of the embedding.
-        cfg: open_clip's `vision_cfg` or `text_cfg`; keyword arguments of `builder` where there is one (`causal: true`
-            among them lets a text tower's padding be cut).
+        cfg: open_clip's `vision_cfg` or `text_cfg` (with `embedding_rank`, of a text tower with a thin table); keyword
+            arguments of `builder` where there is one (`causal: true` among them lets a text tower's padding be cut).
         quick_gelu: OpenAI's approximate GELU. open_clip has one switch for both towers: a student takes its teacher's.
         preprocess: open_clip's `preprocess_cfg` (size, mean, std, interpolation, …) of an image tower.
         tokenizer: What turns captions into a text tower's tokens; see `clip_distill.tokens.encode.TokenizerSpec`.
@@ -63,7 +65,9 @@ class TowerSpec:
             return module
         if self.tower == "image":
             return exact_attention(_build_vision_tower(self.embed_dim, dict(self.cfg), self.quick_gelu))
-        return cut_padding(_build_text_tower(self.embed_dim, dict(self.cfg), self.quick_gelu))
+        cfg = {key: value for key, value in self.cfg.items() if key != THIN}
+        text = cut_padding(_build_text_tower(self.embed_dim, cfg, self.quick_gelu))
+        return make_thin(text, self.cfg[THIN]) if THIN in self.cfg else text
 
     @property
     def causal(self) -> bool:
