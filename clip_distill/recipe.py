@@ -153,6 +153,8 @@ class Recipe:
         holdout: Where the data has no validation photos with captions, this share of the training rows, 2,000 at most,
             is kept from training, and the student is measured by how well it finds the teacher's embeddings of them.
         sources: Other places for parts of the data.
+        prompts: Share of an epoch that made-up texts have, which `embed --prompts vocabulary` stored: a text student
+            then knows more words than its captions have. Without captions it learns from these alone.
         translations: Files of parallel captions (TSV, CSV, parquet) to train a text student on, in place of the data's:
             a caption that the store has, and the same in another language, which learns the first one's embedding.
         translations_columns: The caption's and its translation's column, by name or by number from 1.
@@ -183,6 +185,7 @@ class Recipe:
     checkpointing: bool = False
     holdout: float = 0.05
     sources: Sources = field(default_factory=Sources)
+    prompts: float = 0.0
     translations: list[str] | str | None = None
     translations_columns: tuple[str | int, str | int] = (1, 2)
     translations_originals: bool = False
@@ -224,12 +227,18 @@ class Recipe:
                 "student.vocabulary corpus keeps a part of the teacher's tokenizer: expected no --student.tokenizer "
                 f"beside it, found {self.student.tokenizer!r}"
             )
+        if self.prompts and (self.tower, self.target, self.translations) != ("text", "stored", None):
+            raise InvalidValue(
+                f"prompts: expected --tower text, --target stored and no translations, found {self.tower}, "
+                f"{self.target} and {self.translations}. Leave --prompts out"
+            )
         decay, dropout = self.optimizer.layer_decay, self.student.word_dropout
         ranges = {
             "mixup": (self.mixup >= 0, "0 or more", self.mixup),
             "ema": (0 <= self.ema < 1, "0, or a decay below 1", self.ema),
             "optimizer.layer_decay": (0 < decay <= 1, "above 0 and up to 1", decay),
             "student.word_dropout": (0 <= dropout < 1, "0, or a share below 1", dropout),
+            "prompts": (0 <= self.prompts <= 1, "a share from 0 to 1", self.prompts),
             "student.probe": (self.student.probe >= 0, "0 or more samples", self.student.probe),
         }
         for name, (fits, expected, found) in ranges.items():

@@ -94,6 +94,7 @@ class DistillData(L.LightningDataModule):
         views: Stored views to choose from; 0 for a fresh one each epoch.
         options: Batch sizes and workers.
         seed: Of the batch order.
+        drawn: As of `EpochBatches`.
     """
 
     _resides = True
@@ -105,8 +106,10 @@ class DistillData(L.LightningDataModule):
         views: int,
         options: LoaderOptions,
         seed: int,
+        drawn: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
+        self.drawn = drawn
         self.train, self.val, self.views, self.options, self.seed = train, val, views, options, seed
         self._loader: ResumableLoader | None = None
         self._restored = {"batches": 0}
@@ -115,7 +118,7 @@ class DistillData(L.LightningDataModule):
 
     def order(self) -> EpochBatches:
         size, lengths = self.options.batch_size, lengths_of(self.train)
-        return EpochBatches(len(self.train), size, self.views, self.seed, *self._place(), lengths)
+        return EpochBatches(len(self.train), size, self.views, self.seed, *self._place(), lengths, self.drawn)
 
     def train_dataloader(self) -> ResumableLoader:
         placed, arguments = self._placed(self.train, self._loader_arguments())

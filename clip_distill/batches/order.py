@@ -30,6 +30,7 @@ class EpochBatches(Sampler[Items]):
         rank: This process.
         world: Processes.
         lengths: [N] tokens of each caption; None does not sort.
+        drawn: (n, m) where an epoch has the first n rows and m of the others, drawn anew; None for all rows.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class EpochBatches(Sampler[Items]):
         rank: int = 0,
         world: int = 1,
         lengths: NDArray[np.int64] | None = None,
+        drawn: tuple[int, int] | None = None,
     ) -> None:
+        self.drawn = drawn
         self.rows, self.batch_size, self.views, self.seed = rows, batch_size, views, seed
         self.rank, self.world, self.lengths = rank, world, lengths
         self.epoch = 0
@@ -52,12 +55,18 @@ class EpochBatches(Sampler[Items]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        usable = self.rows - self.rows % self.world
+        rows = self.rows if self.drawn is None else sum(self.drawn)
+        usable = rows - rows % self.world
         return -(-usable // (self.batch_size * self.world))
 
     def __iter__(self) -> Iterator[Items]:
         random = np.random.default_rng([self.seed, self.epoch])
-        order = random.permutation(self.rows)[: self.rows - self.rows % self.world]
+        order = random.permutation(self.rows)
+        if self.drawn is not None:
+            own, others = self.drawn
+            fresh = own + random.choice(self.rows - own, others, replace=False)
+            order = random.permutation(np.concatenate([np.arange(own), fresh]))
+        order = order[: len(order) - len(order) % self.world]
         views = random.integers(self.views, size=self.rows) if self.views else np.full(self.rows, self.epoch + 1)
         size = self.batch_size * self.world
         starts = np.arange(0, len(order), size)

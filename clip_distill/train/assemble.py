@@ -25,6 +25,7 @@ from clip_distill.system.talk import say
 from clip_distill.towers.spec import TOWERS, Tower, TowerSpec
 from clip_distill.train.distill import Distiller
 from clip_distill.train.distill_both import BothDistiller
+from clip_distill.train.prompted import drawn_each_epoch, with_prompts
 from clip_distill.train.samples import OnlineTarget, make_captions, make_images, pack_loader
 from clip_distill.train.student import build_student
 from clip_distill.train.tables import Tables, draw_bank, open_pairs, open_tables
@@ -45,13 +46,19 @@ def assemble(recipe: Recipe, online: OnlineTarget | None = None, teach: Any = No
     """
     tower = recipe.one
     corpus = scan_corpus(recipe)
-    tables = open_tables(recipe, held_out=corpus.val.alone)
+    captions = len(corpus.train.captions)
+    tables = open_tables(recipe, corpus.val.alone, captions)
+    if recipe.prompts and not captions:
+        corpus = with_prompts(corpus, recipe)  # of which a share is held out then
     validation: Validation | HeldOut
     if corpus.val.alone:
         corpus, validation, val_rows = hold_out(corpus, tower, tables.train[tower], recipe.holdout)
     else:
         foreign = recipe.translations is not None
         validation, val_rows = load_validation(tower, tables.val["image"], tables.val["text"], corpus.val, foreign)
+    own = len(corpus.train.captions.column("text").unique()) if captions else 0
+    if recipe.prompts and captions:
+        corpus = with_prompts(corpus, recipe)
     spec, student = build_student(recipe, tables.teacher(tower), corpus)
     stored = None if online else tables.train[tower]
     train: Images | Captions
@@ -66,7 +73,8 @@ def assemble(recipe: Recipe, online: OnlineTarget | None = None, teach: Any = No
     pairs = open_pairs(recipe, tables, corpus, train)
     draw = None if pairs is None else pairs.draw
     module = Distiller(spec, student, objective, recipe.optimizer, validation, teach, draw)
-    return module, DistillData(train, val, views, loader_options(recipe.loader), recipe.seed)
+    drawn = drawn_each_epoch(len(train), own, recipe.prompts) if recipe.prompts else None
+    return module, DistillData(train, val, views, loader_options(recipe.loader), recipe.seed, drawn)
 
 
 def assemble_both(

@@ -24,6 +24,7 @@ from clip_distill.store.ensemble import open_table
 from clip_distill.store.table import Store, StoreError, require_same, teacher_fingerprint
 from clip_distill.system.errors import InvalidValue
 from clip_distill.towers.spec import TOWERS, Tower
+from clip_distill.train.prompted import text_table
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,13 @@ def other(tower: Tower) -> Tower:
     return "text" if tower == "image" else "image"
 
 
-def open_tables(recipe: Recipe, held_out: bool = False) -> Tables:
+def open_tables(recipe: Recipe, held_out: bool = False, captions: int = 0) -> Tables:
     """Open every table that the run reads, once, and check that one teacher made them.
 
     Args:
         recipe: The run.
         held_out: The data has nothing to validate on, so that rows of the training table are held out.
+        captions: How many the data has to train on.
 
     Raises:
         StoreError: A table is missing or unfinished, or another teacher made it.
@@ -61,7 +63,10 @@ def open_tables(recipe: Recipe, held_out: bool = False) -> Tables:
     val = {} if held_out else {tower: open_table(recipe.store, tower, "val") for tower in TOWERS}
     own: list[Tower] = list(TOWERS) if recipe.tower == "both" else [recipe.one]
     wanted = own if recipe.target == "stored" or held_out else []
-    train = {tower: open_table(recipe.store, tower, "train") for tower in wanted}
+    train = {
+        tower: text_table(recipe, captions) if tower == "text" else open_table(recipe.store, tower, "train")
+        for tower in wanted
+    }
     if needed(recipe.loss.names):
         train |= {other(tower): _compared_with(recipe, other(tower)) for tower in own if other(tower) not in train}
     for table in train.values():

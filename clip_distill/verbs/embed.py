@@ -15,13 +15,16 @@ from clip_distill.system.errors import InvalidValue
 from clip_distill.system.talk import LOGGER, say
 
 if TYPE_CHECKING:
-    from clip_distill.corpus.layout import Corpus
+    import pyarrow as pa
+
     from clip_distill.corpus.parts import Split
     from clip_distill.store.build import EmbedParts
     from clip_distill.store.embed import Runner
     from clip_distill.store.table import Manifest
     from clip_distill.system.remote import Location
     from clip_distill.towers.spec import Tower
+
+Part = Literal["train", "val", "prompts"]
 
 EXAMPLES = """\
   # both towers, training and validation, from a folder in the documented layout
@@ -32,6 +35,8 @@ EXAMPLES = """\
   # captions from a parquet file, photos from WebDataset shards
   clip-distill embed --data DATA --teacher hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K --store stores/laion \\
     --sources.train_captions '[captions.parquet]' --sources.train_images '[shards/{000..099}.tar]'
+  # no data at all: made-up texts of the teacher's own words, for a text student (fit --tower text --prompts 1)
+  clip-distill embed --teacher ViT-B-32/openai --store stores/words --prompts vocabulary
   # N processes, on one machine or many with one file system or bucket (docs/clusters.md)
   torchrun --nproc-per-node N --max-restarts 3 -m clip_distill embed …
   # data and store in a bucket (pip install 'clip-distill[s3]'; AWS_ENDPOINT_URL names servers other than AWS)
@@ -57,6 +62,8 @@ def embed(
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     dtype: Literal["float16", "float32"] = "float16",
     shard_rows: int = 8192,
+    prompts: Literal["none", "vocabulary"] = "none",
+    prompts_count: int = 240_000,
     sources: Sources = Sources(),  # noqa: B008 - frozen, so one instance serves all calls
 ) -> None:
     """Run the teacher once over photos and captions, and store its embeddings; training then never loads it.
@@ -76,6 +83,9 @@ def embed(
         precision: What the teacher computes in.
         dtype: What is stored.
         shard_rows: Images or captions per shard; a kill loses one shard at most.
+        prompts: vocabulary makes texts that need no data, into a table of their own for fit --prompts: every whole word
+            of the teacher's tokenizer in two templates, and phrases and sentences made up of these words.
+        prompts_count: How many phrases and sentences.
         sources: Other places for parts of the data.
 
     Raises:
@@ -84,11 +94,15 @@ def embed(
     Example:
         >>> cd.embed(data=DATA, teacher=TEACHER, store=STORE, tower="text", split="val")
     """
+    import pyarrow as pa
+
     from clip_distill.corpus.layout import scan
-    from clip_distill.corpus.parts import parts_there
+    from clip_distill.corpus.parts import items_of, parts_there
     from clip_distill.store.embed import Runner
     from clip_distill.store.table import Manifest, table_folder
     from clip_distill.teachers import load_teacher
+    from clip_distill.tokens.prompts import vocabulary_prompts
+    from clip_distill.tokens.spec import TokenizerSpec
     from clip_distill.towers.spec import TOWERS, pick_device
 
     if views < 1 or (views > 1 and augment == "none"):
@@ -96,27 +110,27 @@ def embed(
             f"expected views ≥ 1, and an augmentation where views > 1; found views={views}, augment={augment!r}"
         )
     corpus = scan(spelt(data), sources)
-    say(*corpus.report.lines())
-    splits: tuple[Split, ...] = ("train", "val") if split == "both" else (split,)
-    towers: tuple[Tower, ...] = TOWERS if tower == "both" else (tower,)
-    found = parts_there(corpus, list(itertools.product(towers, splits)))
+    found: list[tuple[Tower, Part]] = []
+    if prompts == "none" or data is not None or sources != Sources():
+        say(*corpus.report.lines())
+        splits: tuple[Split, ...] = ("train", "val") if split == "both" else (split,)
+        towers: tuple[Tower, ...] = TOWERS if tower == "both" else (tower,)
+        found += parts_there(corpus, list(itertools.product(towers, splits)))
+    if prompts != "none":
+        found.append(("text", "prompts"))
     for each in dict.fromkeys(tower for tower, _ in found):
         spec, module = load_teacher(plain(teacher), each)
         runner = Runner(spec, module, pick_device(device), precision, batch_size, workers)
         for part in (part for tower, part in found if tower == each):
             augmented = part == "train" and each == "image" and views > 1
-            made_by = Manifest(
-                tower=each,
-                split=part,
-                teacher=spec.teacher,
-                views=views if augmented else 1,
-                augment=augment if augmented else "none",
-                seed=seed if augmented else 0,
-                dtype=dtype,
-                precision=precision,
-            )
+            drawn = (views, augment, seed) if augmented else (1, "none", 0)
+            made_by = Manifest(each, part, spec.teacher, *drawn, dtype, precision)
+            if part == "prompts":
+                items = pa.table({"id": vocabulary_prompts(TokenizerSpec(**spec.tokenizer), prompts_count, seed)})
+            else:
+                items = items_of(corpus, each, part)
             with _memory_explained(runner):
-                _embed_table(table_folder(os.fspath(store), each, part), made_by, corpus, runner, shard_rows)
+                _embed_table(table_folder(os.fspath(store), each, part), made_by, items, runner, shard_rows)
         del spec, module, runner  # before the next tower is loaded
 
 
@@ -140,14 +154,12 @@ def _memory_explained(runner: Runner) -> Iterator[None]:
         ) from error
 
 
-def _embed_table(folder: Location, made_by: Manifest, corpus: Corpus, runner: Runner, shard_rows: int) -> None:
+def _embed_table(folder: Location, made_by: Manifest, items: pa.Table, runner: Runner, shard_rows: int) -> None:
     """Make one table, and say what it holds."""
-    from clip_distill.corpus.parts import items_of
     from clip_distill.store.build import build_table, process_rank
     from clip_distill.store.photos import readable, require_same_sizes
     from clip_distill.store.table import MANIFEST, Store
 
-    items = items_of(corpus, made_by.tower, made_by.split)
     are_photos = made_by.tower == "image"
     if are_photos and (folder / MANIFEST).is_file():
         require_same_sizes(Store(folder), items)

@@ -100,6 +100,7 @@ def tables_of(root: Location | str) -> list[Location]:
     from clip_distill.towers.spec import TOWERS
 
     folders = [table_folder(root, tower, split) for tower in TOWERS for split in ("train", "val")]
+    folders.append(table_folder(root, "text", "prompts"))
     found = [folder for folder in folders if any(folder.glob("*.json"))]
     if not found:
         raise StoreError(
