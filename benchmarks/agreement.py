@@ -4,8 +4,9 @@
         --text_student runs/flickr8k_text --image_student runs/flickr8k_image --out results/agreement.json
 
 Each row is a set of texts or images: the data's validation split, and others that it has nothing of. Texts: ImageNet's
-class names in CLIP's prompt, apart for names that the student's vocabulary has whole and names that it must spell; and
-descriptions of drawn scenes. Images: those scenes, drawn; and close-ups, a tenth of a validation photo's area each.
+class names in CLIP's prompt, all of them, and apart for names that the student's vocabulary has whole and names that
+it must spell; sixty photo searches; common words by themselves; and descriptions of drawn scenes. Images: those scenes,
+drawn; and close-ups, a tenth of a validation photo's area each.
 
 - cosine: mean over the set, between student's and teacher's embedding
 - neighbours: how many of a member's 10 nearest others are the teacher's 10
@@ -30,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from PIL import Image
+from searches import SEARCHES
 from torch import Tensor, nn
 
 from clip_distill.corpus.layout import IMAGES_SCHEMA, scan
@@ -41,11 +43,14 @@ from clip_distill.store.ensemble import open_table
 from clip_distill.system.files import write_json
 from clip_distill.teachers import load_teacher
 from clip_distill.tokens.encode import tokenize
+from clip_distill.tokens.prompts import whole_words
 from clip_distill.tokens.pruned import kept_ids, whole
 from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import Tower, TowerSpec
 from clip_distill.walkthrough.scenes import draw, sample_scenes
 
+FREQUENT = 3000  # words of CLIP's tokenizer, from its front, of which common ones are drawn
+CLIP = TokenizerSpec("clip", 77, 49408)
 SIZE = 300  # members of every set at most, since in a larger one neighbours lie closer
 CPU = torch.device("cpu")
 K = 10
@@ -141,7 +146,13 @@ def text_sets(captions: pa.Table, spec: TowerSpec) -> dict[str, list[str]]:
         "class names, spelt words": [text for text, hard in zip(prompts, spelt, strict=True) if hard],
         "drawn scenes' captions": [next(scenes).captions(rng, 1)[0] for _ in range(SIZE)],
     }
-    return {kind: rng.sample(texts, min(SIZE, len(texts))) for kind, texts in sets.items()}
+    capped = {kind: rng.sample(texts, min(SIZE, len(texts))) for kind, texts in sets.items()}
+    common = [word for word in whole_words(CLIP)[:FREQUENT] if len(word) > 2]
+    return capped | {
+        "class names, all": prompts,
+        "photo searches": SEARCHES,
+        "common words": random.Random(1).sample(common, SIZE),
+    }
 
 
 def must_spell(texts: list[str], tokenizer: TokenizerSpec) -> list[bool]:

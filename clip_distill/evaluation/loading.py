@@ -88,10 +88,11 @@ def teacher_of_store(root: str) -> dict[str, Any]:
     Raises:
         StoreError: There is no finished table.
     """
-    for tower, split in itertools.product(TOWERS, ("val", "train")):
+    places = [*itertools.product(TOWERS, ("val", "train")), ("text", "prompts")]
+    for tower, split in places:
         with contextlib.suppress(StoreError):
             return open_table(root, tower, split).manifest.teacher
-    tables = ", ".join(f"{tower}-{split}" for tower in TOWERS for split in ("val", "train"))
+    tables = ", ".join(f"{tower}-{split}" for tower, split in places)
     raise StoreError(
         f"{root}: expected a store with a finished table ({tables}), found none. Run `clip-distill embed`."
     )

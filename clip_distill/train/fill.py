@@ -8,13 +8,13 @@ from typing import Any
 
 from clip_distill.recipes import read_recipe
 from clip_distill.store.ensemble import open_table
-from clip_distill.store.table import StoreError
+from clip_distill.store.table import Store, StoreError
 from clip_distill.system.talk import say
 from clip_distill.train.preset import Facts, Settings, settings_of, without
 from clip_distill.train.tables import other
 
 DEFAULT = "balanced"
-FILLED = ("student", "loss", "optimizer", "loader", "ema")
+FILLED = ("student", "loss", "optimizer", "loader", "ema", "prompts")
 
 
 def fill(given: Mapping[str, Any], has_recipe: bool) -> Settings:
@@ -74,11 +74,26 @@ def facts_of(given: Mapping[str, Any]) -> Facts:
     Raises:
         StoreError: The store has no training table of the tower.
     """
-    tower = given["tower"]
-    table = open_table(given["store"], tower, "train")
+    tower, foreign = given["tower"], bool(given.get("translations"))
+    paired = _opened(given["store"], other(tower), "train")
+    prompts = _opened(given["store"], "text", "prompts") if tower == "text" and not foreign else None
+    table = _opened(given["store"], tower, "train")
+    source = table or prompts or open_table(given["store"], tower, "train")  # which says what is missing
+    return Facts(
+        tower,
+        source.manifest.teacher,
+        0 if table is None else len(table),
+        source.manifest.views,
+        paired is not None,
+        foreign,
+        str(given["out"]),
+        0 if prompts is None else len(prompts),
+    )
+
+
+def _opened(store: str, tower: str, split: str) -> Store | None:
+    """A table, if it is there and finished."""
     try:
-        paired = len(open_table(given["store"], other(tower), "train")) > 0
+        return open_table(store, tower, split)
     except StoreError:
-        paired = False
-    teacher, views = table.manifest.teacher, table.manifest.views
-    return Facts(tower, teacher, len(table), views, paired, bool(given.get("translations")), str(given["out"]))
+        return None

@@ -39,6 +39,7 @@ class Facts:
         views: Stored views of each.
         paired: Whether the store has the other tower's training table, which some losses compare with.
         foreign: Whether captions are in a language of their own.
+        prompts: How many made-up texts the store has.
         out: The run's folder.
     """
 
@@ -49,6 +50,7 @@ class Facts:
     paired: bool
     foreign: bool
     out: str
+    prompts: int = 0
 
 
 def settings_of(preset: str, facts: Facts) -> tuple[Settings, list[str]]:
@@ -64,6 +66,8 @@ def settings_of(preset: str, facts: Facts) -> tuple[Settings, list[str]]:
     loss, compared = _loss(known, facts)
     schedule, spent = _schedule(known, facts, student["name"])
     rows = f"{facts.rows:,} {'photos' if facts.tower == 'image' else 'captions'}"
+    if facts.tower == "text" and facts.prompts:
+        rows = f"{rows} with {facts.prompts:,} made-up texts" if facts.rows else f"{facts.prompts:,} made-up texts"
     lines = [
         f"preset {preset}, from the teacher {facts.teacher['name']} and {rows}:",
         f"  student: {about}",
@@ -116,13 +120,11 @@ def _text_student(preset: Preset, facts: Facts) -> tuple[Settings, str]:
     options["context_length"] = tokens["context_length"]
     if facts.foreign:
         student["tokenizer"], words = "train", "a tokenizer of the captions' own"
-    elif tokens["source"] == "clip":
-        # a token that hardly occurs is not learnt; in more text more does
-        least = (3 - PRESETS.index(preset)) * max(1, round(math.sqrt(facts.rows / 30_000)))
-        student |= {"vocabulary": "corpus", "min_count": least, "word_dropout": 0.05 if preset == "smallest" else 0.1}
-        words = f"the captions' own words (from {least} times on; others are spelt)"
     else:
-        options["vocab_size"], words = tokens["vocab_size"], "the teacher's vocabulary"
+        rank = min(options["transformer_width"], {"smallest": 16, "balanced": 32, "best": 64}[preset])
+        options |= {"vocab_size": tokens["vocab_size"], "embedding_rank": rank}
+        student["word_dropout"] = 0.05 if preset == "smallest" else 0.1
+        words = f"all of the teacher's {tokens['vocab_size']:,} tokens, in {rank} directions"
     start = "cut from its weights" if "init" in student else "from random weights: its text tower is of another make"
     about = f"transformer, width {options['transformer_width']} of {W}, {layers} layers of {depth}, {start}; {words}"
     return student | {"options": options}, about
@@ -247,19 +249,24 @@ def _schedule(preset: Preset, facts: Facts, student: str) -> tuple[Settings, str
         share = 1.0 if frozen else {"smallest": 0.5, "balanced": 1.0, "best": 1.67}[preset]
         optimizer = {"lr": 1e-3, "weight_decay": 0.05, "warmup": 0.05}
     else:
-        batch = 256 if facts.rows < LARGE else 1024
-        usual, least, most = 10 * math.sqrt(30_000 / facts.rows), 3, 40
+        rows = facts.rows or facts.prompts
+        batch = 256 if rows < LARGE or not facts.rows else 1024
+        usual, least, most = 10 * math.sqrt(30_000 / rows), 3, 40
         share = 1.0 if preset == "balanced" else 1.5
         optimizer = {"lr": 2e-3 if preset == "smallest" else 1e-3, "weight_decay": 0.1, "warmup": 0.1}
     epochs = min(most, max(least, round(usual * share)))
-    steps = epochs * -(-facts.rows // batch)
+    seen = facts.prompts if not facts.rows else facts.rows + min(facts.prompts, facts.rows)  # half of each
+    steps = epochs * -(-seen // batch)
     loader: Settings = {"batch_size": batch}
     if student == "timm_cut" and facts.rows * facts.views <= MOST_FEATURES:
         loader["features"] = f"{facts.out}/features"
+    spent = f"{epochs} epochs, {steps:,} steps of {batch}"
     settings: Settings = {"optimizer": optimizer, "loader": loader, "trainer": {"max_epochs": epochs}}
     if facts.tower == "text":
         settings["ema"] = 0.995
-    spent = f"{epochs} epochs, {steps:,} steps of {batch}"
+        if facts.prompts:
+            settings["prompts"] = 0.5 if facts.rows else 1.0
+            spent += ", half of them of made-up texts" if facts.rows else ""
     if facts.tower == "image" and facts.views == 1:
         spent += "; the store has one view a photo: with embed --views 4 --augment crop_flip it learns more"
     return settings, spent

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from clip_distill.towers.spec import Tower
 
 Part = Literal["train", "val", "prompts"]
+PROMPTS = 240_000
 
 EXAMPLES = """\
   # both towers, training and validation, from a folder in the documented layout
@@ -63,7 +64,7 @@ def embed(
     dtype: Literal["float16", "float32"] = "float16",
     shard_rows: int = 8192,
     prompts: Literal["none", "vocabulary"] = "none",
-    prompts_count: int = 240_000,
+    prompts_count: int = PROMPTS,
     sources: Sources = Sources(),  # noqa: B008 - frozen, so one instance serves all calls
 ) -> None:
     """Run the teacher once over photos and captions, and store its embeddings; training then never loads it.

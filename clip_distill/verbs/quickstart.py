@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from clip_distill.system.arguments import Place, spelt
 from clip_distill.system.errors import InvalidValue
 
@@ -12,6 +14,8 @@ EXAMPLES = """\
   clip-distill quickstart --photos PHOTOS --teacher ViT-B-32/openai --out quickstart-mine
   # a text student from a file of sentences (.txt, .jsonl, .tsv, .csv, .parquet)
   clip-distill quickstart --texts sentences.txt --teacher ViT-B-32/openai --out quickstart-mine
+  # a text student from the teacher alone: from texts made up of the words that it knows
+  clip-distill quickstart --teacher ViT-B-32/openai --tower text --out quickstart-words
   # both, on photos and their captions, with recall measured
   clip-distill quickstart --data DATA --teacher ViT-B-32/openai --out quickstart-mine
 
@@ -25,6 +29,7 @@ def quickstart(
     photos: Place | None = None,
     texts: Place | None = None,
     teacher: str | None = None,
+    tower: Literal["image", "text", "both"] = "both",
     seed: int = 0,
 ) -> None:
     """Go the whole way once: embed with a teacher, fit the students that the data allows, evaluate them, export.
@@ -37,6 +42,8 @@ def quickstart(
         texts: In place of data, a file of sentences: .txt (one a line), .jsonl, .tsv, .csv, .json, .parquet.
         teacher: The teacher's name, as for embed; goes with data, photos and texts. By default a small CLIP is trained
             on the scenes.
+        tower: Whose student to make. For text, a teacher needs no data: its student learns from texts made up of the
+            teacher's own words.
         seed: Of the scenes, the teacher and the students.
 
     Raises:
@@ -48,13 +55,16 @@ def quickstart(
     from clip_distill.walkthrough import flow
     from clip_distill.walkthrough.material import Material
 
-    given = Material(spelt(data), spelt(photos), spelt(texts))
-    own = given != Material()
+    towers = ("image", "text") if tower == "both" else (tower,)
+    none_given = data is photos is texts is None
+    words = none_given and teacher is not None and tower == "text"
+    given = Material(spelt(data), spelt(photos), spelt(texts), words, towers)
+    own = words or not none_given
     if own != (teacher is not None):
         found = f"data={given.data!r}, photos={given.photos!r}, texts={given.texts!r} and teacher={teacher!r}"
         raise InvalidValue(
-            "expected --teacher and one of --data, --photos and --texts, or none of them (which draws its own), "
-            f"found {found}"
+            "expected --teacher and one of --data, --photos and --texts (or --tower text, which needs none), or none "
+            f"of them (which draws its own), found {found}"
         )
     if data is not None and (photos is not None or texts is not None):
         raise InvalidValue("expected either --data, or --photos and --texts, found both")

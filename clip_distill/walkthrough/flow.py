@@ -104,7 +104,7 @@ def run(
             train_teacher(data, folder, budget.teacher_epochs, seed=seed)
     exported = distil(steps, out, material, corpus or material.scan(), teacher, seed, budget)
     result = {
-        "rows": rows(out, teacher, read_json(out / "evaluation.json")),
+        "rows": [] if material.words else rows(out, teacher, read_json(out / "evaluation.json")),
         "seconds": steps.seconds,
         "exported": exported,
     }
@@ -142,8 +142,13 @@ def distil(
     store = str(out / "store")
     common = (*material.flags(), "--store", store)
     counts: dict[Tower, int] = {"image": corpus.train.images.num_rows, "text": corpus.train.captions.num_rows}
-    views = ("--views", "4", "--augment", "crop_flip") if 0 < counts["image"] <= budget.few else ()
+    counts = {tower: count for tower, count in counts.items() if tower in material.towers}
+    few = 0 < counts.get("image", 0) <= budget.few
+    views: tuple[str, ...] = ("--views", "4", "--augment", "crop_flip") if few else ()
     told = "The teacher looks at every photo and caption once; what it makes of them is stored."
+    if material.words:
+        told = "The teacher reads every word that it knows, and texts made up of them; what it makes of each is stored."
+        views, counts["text"] = ("--prompts", "vocabulary"), 1
     steps.run("embed", told, "embed", *common, "--teacher", teacher, *views)
     students = {tower: str(out / "runs" / tower) for tower, count in counts.items() if count}
     stories = {
@@ -156,7 +161,8 @@ def distil(
         steps.run(f"fit the {tower} student", stories[tower], "fit", *fit, *flags)
     named = [word for tower, folder in students.items() for word in (f"--{tower}_student", folder)]
     told = "What each finds among photos and captions that it has not seen, beside the teacher."
-    steps.run("evaluate", told, "evaluate", *common, *named, "--out", str(out / "evaluation.json"))
+    if not material.words:  # `fit` has said how near the student is on texts that it has not seen
+        steps.run("evaluate", told, "evaluate", *common, *named, "--out", str(out / "evaluation.json"))
     # open_clip has no class for a backbone that ends early; a text student goes with the teacher's image tower there
     whole = [tower for tower, folder in students.items() if open_clips_own(Path(folder))]
     if not whole:

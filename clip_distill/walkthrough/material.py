@@ -1,4 +1,4 @@
-"""The data of a quickstart: a folder in the documented layout, or photos and sentences by themselves."""
+"""The data of a quickstart: a folder in the documented layout, photos and sentences by themselves, or none at all."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ class Material:
         data: A folder in the documented layout.
         photos: What `--sources.train_images` takes, folders in folders included.
         texts: What `--sources.train_captions` takes.
+        towers: Of which students are made, where the data has something for them.
+        words: Whether a text student learns from made-up texts of the teacher's words, in place of data.
     """
 
     data: str | None = None
     photos: str | None = None
     texts: str | None = None
+    words: bool = False
+    towers: tuple[str, ...] = ("image", "text")
 
     def flags(self) -> tuple[str, ...]:
         """For the verbs that read the data."""
@@ -35,6 +39,8 @@ class Material:
         Raises:
             NotFound: There are neither to train on.
         """
+        if self.words:
+            return scan(None)
         recursive = self.photos is not None
         corpus = scan(self.data, Sources(train_images=self.photos, train_captions=self.texts, recursive=recursive))
         if self.texts is not None:

@@ -54,9 +54,12 @@ def facts(tower: Tower, teacher: dict[str, Any], rows: int | None = None, **othe
 def test_the_recipes_figures_hold_for_the_presets(tower: Tower, preset: Preset) -> None:
     settings, lines = settings_of(preset, facts(tower, small_teacher()))
     recipe = read_recipe(f"flickr8k_{tower}_{preset}")
-    options = recipe["student"].pop("options")
+    options, chosen = (each["student"].pop("options") for each in (recipe, settings))
     options.pop("input_resolution", None)  # the teacher's own
-    assert options.items() <= settings["student"].pop("options").items()
+    assert options.items() <= chosen.items()
+    if tower == "text":  # a preset keeps the teacher's tokens, of which no shipped recipe has all
+        assert chosen["embedding_rank"] == {"smallest": 16, "balanced": 32, "best": 64}[preset]
+        recipe["student"] = {key: recipe["student"][key] for key in settings["student"]}
     assert settings["student"] == recipe["student"]
     assert settings["loss"]["options"] == {
         name: pytest.approx(given, abs=1e-3) for name, given in recipe["loss"]["options"].items()
@@ -119,10 +122,19 @@ def test_losses_schedule_and_tokens_follow_the_data() -> None:
     assert text["loss"]["names"] == ["cosine", "gram_kl"] and "bank_kl" not in text["loss"]["options"]
     many = settings_of("balanced", facts("text", small_teacher(), rows=3_000_000))[0]
     assert many["trainer"]["max_epochs"] == 3 and many["loader"]["batch_size"] == 1024
-    assert many["student"]["min_count"] == 20
     foreign = settings_of("balanced", facts("text", small_teacher(), foreign=True))[0]["student"]
     assert foreign["tokenizer"] == "train" and "vocabulary" not in foreign
     assert foreign["options"]["transformer_width"] == 192
+
+
+def test_made_up_texts_are_half_of_an_epoch_or_all_of_it() -> None:
+    both, lines = settings_of("balanced", facts("text", small_teacher(), prompts=300_000))
+    assert both["prompts"] == 0.5 and both["trainer"]["max_epochs"] == 10
+    assert "30,000 captions with 300,000 made-up texts" in lines[0] and "2,350 steps" in lines[3]
+    alone, lines = settings_of("balanced", Facts("text", small_teacher(), 0, 1, False, False, "runs/x", 300_000))
+    assert alone["prompts"] == 1.0 and alone["trainer"]["max_epochs"] == 3
+    assert lines[0].endswith("and 300,000 made-up texts:")
+    assert "prompts" not in settings_of("balanced", facts("text", small_teacher()))[0]
 
 
 def test_what_is_given_takes_the_ground_from_what_would_not_fit_it() -> None:
@@ -151,7 +163,8 @@ def test_fit_without_a_recipe_goes_by_the_balanced_preset(
     assert "preset" not in made and made["trainer"]["max_epochs"] == 1
     expected = {
         "image": {"input_resolution": 32, "patch_size": 32, "width": 32, "layers": 1, "heads": 2},
-        "text": {"context_length": 77, "transformer_width": 16, "transformer_layers": 1, "transformer_heads": 2},
+        "text": {"context_length": 77, "transformer_width": 16, "transformer_layers": 1, "transformer_heads": 2}
+        | {"vocab_size": 49408, "embedding_rank": 16},
     }[tower]
     assert made["student"]["options"] == expected
     assert made["student"]["select"] == "principal"

@@ -14,6 +14,7 @@ from PIL import Image
 
 from clip_distill.cli.main import main
 from clip_distill.teachers import load_teacher
+from clip_distill.tokens.prompts import made_up
 from clip_distill.towers.spec import count_parameters, load_tower
 from clip_distill.verbs import run
 from clip_distill.walkthrough import flow
@@ -182,6 +183,22 @@ def test_photos_or_sentences_are_enough(
     for tower in towers:
         own = load_tower(out / "runs" / tower)[1].get_parameter("positional_embedding")
         assert torch.equal((model.visual if tower == "image" else model.text).positional_embedding, own)
+
+
+def test_a_teacher_alone_gives_a_text_student(
+    tiny_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("clip_distill.tokens.prompts.TEMPLATES", ())
+    monkeypatch.setattr("clip_distill.tokens.prompts.made_up", lambda words, count, seed: made_up(words, 300, seed))
+    main(["quickstart", "--teacher", tiny_teacher, "--tower", "text", "--out", str(tmp_path / "out")])
+    shown = capsys.readouterr().out
+    assert "--prompts vocabulary" in shown and "300 made-up texts" in shown
+    spec, module = load_tower(tmp_path / "out/runs/text")
+    assert spec.tokenizer["source"] == "clip" and spec.cfg["vocab_size"] == 49408
+    model = open_clip.create_model(f"local-dir:{tmp_path / 'out/exported'}").eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out/exported'}")(["a dog", "two cats"])
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_text(tokens), module(tokens), atol=1e-5, rtol=1e-4)
 
 
 def test_arguments_that_do_not_fit(tmp_path: Path) -> None:
