@@ -28,6 +28,11 @@ def opened(path: str) -> list[str]:
     return sorted(entry.path for entry in files) if only_tables else [path]
 
 
+def holds_photos(folder: str) -> bool:
+    """Whether photos lie in a folder itself."""
+    return any(paths.suffix(entry.name) in IMAGE_EXTENSIONS for entry in paths.entries(folder))
+
+
 def holds_captions(path: str, column: str | None) -> bool:
     """Whether a source of photos brings captions along: a shard does, and a table that has such a column."""
     if not is_table(path):

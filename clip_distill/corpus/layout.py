@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clip_distill.corpus.captions import FORMATS, read_captions
-from clip_distill.corpus.files import holds_captions, images_of, opened
+from clip_distill.corpus.files import holds_captions, holds_photos, images_of, opened
 from clip_distill.corpus.pairs import find_photos
 from clip_distill.corpus.report import Report, Skips, SplitReport
 from clip_distill.pixels.photos import IMAGE_EXTENSIONS
@@ -178,6 +178,8 @@ def _locate(data: str | None, sources: Sources, part: str, report: SplitReport) 
         places = [paths.join(data, name) for name in DEFAULTS[part]]
         found = [path for path in places if paths.is_folder(path) or paths.is_file(path)]
         sought = f"looked in {' and '.join(places)}; if they lie elsewhere, pass --sources.{part}"
+        if part == "train_images" and not found and holds_photos(data):
+            sought = f"looked in {' and '.join(places)}; {data} itself holds photos: pass --sources.{part} {data}"
         if part == "train_images" and not found:
             report.missing.append(" or ".join(places))
         elif part != "train_images":

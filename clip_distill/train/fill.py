@@ -78,7 +78,15 @@ def facts_of(given: Mapping[str, Any]) -> Facts:
     paired = _opened(given["store"], other(tower), "train")
     prompts = _opened(given["store"], "text", "prompts") if tower == "text" and not foreign else None
     table = _opened(given["store"], tower, "train")
-    source = table or prompts or open_table(given["store"], tower, "train")  # which says what is missing
+    source = table or prompts
+    if source is None:
+        what, option = ("photos", "train_images") if tower == "image" else ("captions", "train_captions")
+        words = ", or --prompts vocabulary, which needs no data" if tower == "text" else ""
+        raise StoreError(
+            f"{given['store']}: expected a finished store with the teacher's embeddings of {what} to train on "
+            f"({tower}-train), found none. `clip-distill embed` makes them of {what}: give it --data or "
+            f"--sources.{option}{words}"
+        )
     return Facts(
         tower,
         source.manifest.teacher,

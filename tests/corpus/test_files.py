@@ -31,6 +31,12 @@ def test_files_of_other_kinds_are_told_apart(tmp_path: Path, monkeypatch: pytest
     }
 
 
+def test_a_folder_of_photos_given_as_data_is_told_how_it_is_given(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} itself holds photos: pass --sources.train_images"):
+        scan(str(tmp_path)).train.require_images()
+
+
 def test_dotted_names_in_a_shard_are_told_with_a_way(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         for name in ("holiday.v2.jpg", "plain.jpg", "lonely.txt"):

@@ -196,6 +196,13 @@ def test_the_api_fills_nested_options_and_takes_none(
     assert made["student"]["init"] == "random" and made["loss"]["names"] == ["cosine"]
 
 
+def test_a_store_without_captions_is_told_what_would_help(tiny_data: Path, tiny_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        cd.Error, match=r"\(text-train\), found none.*--sources.train_captions, or --prompts vocabulary"
+    ):
+        cd.fit(tower="text", data=tiny_data, store=tiny_store, out=tmp_path)
+
+
 def test_an_unknown_preset_is_told(make_record: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match="--preset: expected smallest, balanced, best or none, found 'tiny'"):
         settings_of("tiny", facts("text", make_record()))  # type: ignore[arg-type]
