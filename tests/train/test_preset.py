@@ -197,9 +197,7 @@ def test_the_api_fills_nested_options_and_takes_none(
 
 
 def test_a_store_without_captions_is_told_what_would_help(tiny_data: Path, tiny_store: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        cd.Error, match=r"\(text-train\), found none.*--sources.train_captions, or --prompts vocabulary"
-    ):
+    with pytest.raises(cd.Error, match=r"\(text-train\), found none.*train_captions, or --prompts vocabulary"):
         cd.fit(tower="text", data=tiny_data, store=tiny_store, out=tmp_path)
 
 
