@@ -140,7 +140,8 @@ class Recipe:
         text_student: For tower both, the text student.
         start_from: A run of this tower (--from RUN): its settings are taken where others are not given, and its student
             is trained on, on data that has grown, for half its epochs at a third of its learning rate.
-        target: stored (the teacher's embeddings come from the store) or online (the teacher runs at every step).
+        target: stored (the teacher's embeddings come from the store), online (the teacher runs at every step), or photo
+            (a caption is to find its photo's stored embedding, so it may be in any language).
         teacher: The teacher to run, for target online, or to take student.init from; the store's by default.
         augment: Augmentation, for target online: a fresh view of each image every epoch, one for teacher and student.
         ema: Keep a moving average of the weights too, with this decay at most (0.999); it is what is validated and
@@ -176,7 +177,7 @@ class Recipe:
     image_student: str | None = None
     text_student: str | None = None
     start_from: str | None = None
-    target: Literal["stored", "online"] = "stored"
+    target: Literal["stored", "online", "photo"] = "stored"
     teacher: str | None = None
     augment: str = "none"
     ema: float = 0.0
@@ -211,10 +212,13 @@ class Recipe:
             raise InvalidValue(
                 "translations and student.tokenizer: expected --tower text, found image, which reads none"
             )
-        if self.translations is not None and self.target == "online":
+        if self.translations is not None and self.target != "stored":
             raise InvalidValue(
-                "translations: expected --target stored, found online, which would show the teacher the translations"
+                f"translations: expected --target stored, found {self.target}: a translation learns its original's "
+                "embedding. Leave one of the two out"
             )
+        if self.target == "photo" and self.tower != "text":
+            raise InvalidValue(f"target photo: expected --tower text, found {self.tower}. Leave --target out")
         if self.loader.resident is True and (self.tower, self.target) != ("text", "stored"):
             raise InvalidValue(
                 f"loader.resident: expected --tower text and --target stored, found {self.tower} and {self.target}: "
@@ -262,7 +266,7 @@ class Recipe:
             "student (but for freeze)": self.student != Student(freeze=frozen),
             "student.freeze by number": isinstance(frozen, int) and frozen != 0,
             "start_from": self.start_from is not None,
-            "target online": self.target == "online",
+            f"target {self.target}": self.target != "stored",
             "translations": self.translations is not None,
             "mixup": self.mixup != 0,
             "loader.features": self.loader.features is not None,

@@ -21,12 +21,13 @@ from clip_distill.evaluation.holdout import HeldOut, hold_out
 from clip_distill.losses import WeightedSum
 from clip_distill.losses.both import BETWEEN, BothSum
 from clip_distill.recipe import Loader, Loss, Recipe
+from clip_distill.system.errors import InvalidValue
 from clip_distill.system.talk import say
 from clip_distill.towers.spec import TOWERS, Tower, TowerSpec
 from clip_distill.train.distill import Distiller
 from clip_distill.train.distill_both import BothDistiller
 from clip_distill.train.prompted import drawn_each_epoch, with_prompts
-from clip_distill.train.samples import OnlineTarget, make_captions, make_images, pack_loader
+from clip_distill.train.samples import OnlineTarget, make_captions, make_images, make_photo_captions, pack_loader
 from clip_distill.train.student import build_student
 from clip_distill.train.tables import Tables, draw_bank, open_pairs, open_tables
 from clip_distill.train.validation import Validation, load_both, load_validation
@@ -52,19 +53,25 @@ def assemble(recipe: Recipe, online: OnlineTarget | None = None, teach: Any = No
         corpus = with_prompts(corpus, recipe)  # of which a share is held out then
     validation: Validation | HeldOut
     if corpus.val.alone:
+        if recipe.target == "photo":
+            raise InvalidValue(
+                "target photo: expected validation photos with captions, found none to measure recall by"
+            )
         corpus, validation, val_rows = hold_out(corpus, tower, tables.train[tower], recipe.holdout)
     else:
-        foreign = recipe.translations is not None
+        foreign = recipe.translations is not None or recipe.target == "photo"
         validation, val_rows = load_validation(tower, tables.val["image"], tables.val["text"], corpus.val, foreign)
     own = len(corpus.train.captions.column("text").unique()) if captions else 0
     if recipe.prompts and captions:
         corpus = with_prompts(corpus, recipe)
     spec, student = build_student(recipe, tables.teacher(tower), corpus)
-    stored = None if online else tables.train[tower]
+    stored = None if online else tables.train["image" if recipe.target == "photo" else tower]
     train: Images | Captions
     val: Images | Captions
     if tower == "image":
         train, val, views = make_images(spec, corpus, stored, val_rows, recipe.seed, online)
+    elif recipe.target == "photo":
+        train, val, views = make_photo_captions(spec, corpus, tables.train["image"], val_rows)
     else:
         train, val, views = make_captions(spec, corpus, stored, val_rows, online)
     if recipe.loader.packed is not None:

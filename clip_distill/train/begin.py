@@ -84,7 +84,7 @@ def online_target(recipe: Recipe) -> tuple[Any, Any]:
     Raises:
         StoreError: The teacher is not the one that made the store.
     """
-    if recipe.target == "stored":
+    if recipe.target != "online":
         return None, None
 
     spec, module = checked_teacher(recipe)

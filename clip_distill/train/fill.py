@@ -30,7 +30,7 @@ def fill(given: Mapping[str, Any], has_recipe: bool) -> Settings:
     """
     if given.get("start_from"):
         return _goes_on(given)
-    new = given.get("tower") in ("image", "text") and given.get("target") != "online"
+    new = given.get("tower") in ("image", "text") and given.get("target") in (None, "stored")
     preset = given.get("preset") or (DEFAULT if new and not has_recipe else "none")
     if preset == "none":
         return {}
@@ -62,6 +62,10 @@ def _goes_on(given: Mapping[str, Any]) -> Settings:
     recipe = read_recipe(Path(str(given["start_from"])) / "recipe.yaml")
     kept = {key: value for key, value in recipe.items() if key not in ("out", "trainer", "start_from")}
     lr, epochs = recipe["optimizer"]["lr"] / 3, -(-(recipe["trainer"]["max_epochs"] or 1) // 2)
+    if given.get("target") == "photo":
+        kept["translations"] = None
+    if "names" in (given.get("loss") or {}):
+        kept.pop("loss")  # its weights and options are for its own
     if recipe["loader"].get("features"):
         kept["loader"] = recipe["loader"] | {"features": f"{given.get('out')}/features"}
     say(f"from {given['start_from']}: its settings and its student, {epochs} epochs from learning rate {lr:.2g} on")

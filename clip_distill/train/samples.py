@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clip_distill.batches.datasets import Captions, Images
@@ -107,6 +108,30 @@ def make_captions(
     rows = _known(store, captions.column("text").unique())
     rows = rows[rows >= 0]
     return Captions(student_tokens(tokenizer, store, rows), pad, width, store, rows), val, 1
+
+
+def make_photo_captions(
+    spec: TowerSpec, corpus: Corpus, photos: Store, val_rows: pa.Table
+) -> tuple[Captions, Captions, int]:
+    """Captions whose targets are their photos' embeddings, those of `val_rows` to validate, and 1 view.
+
+    Raises:
+        StoreError: No caption belongs to a photo of the store.
+    """
+    captions = corpus.train.require_captions()
+    paired = captions.filter(pc.is_valid(captions.column("image_id")))
+    rows = photos.find(paired.column("image_id")) if len(paired) else np.empty(0, np.int64)
+    if not (rows >= 0).any():
+        raise StoreError(
+            f"{photos.folder}: expected photos with captions, found none of {len(captions):,} captions that names one "
+            "of the store's. --target photo needs pairs: give --sources.train_captions a file that names the photos"
+        )
+    texts = paired.column("text").filter(pa.array(rows >= 0)).to_pylist()
+    say(f"{len(texts):,} captions are to find their photos")
+    tokenizer = TokenizerSpec(**spec.tokenizer)
+    pad, width = tokenizer.pad_id, None if spec.causal else tokenizer.context_length
+    val = Captions(tokenize(tokenizer, val_rows.column("id").to_pylist()), pad, width)
+    return Captions(tokenize(tokenizer, texts), pad, width, photos, rows[rows >= 0]), val, 1
 
 
 def with_targets(captions: pa.Table, store: Store) -> tuple[list[str], NDArray[np.int64]]:

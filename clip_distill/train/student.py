@@ -74,8 +74,8 @@ def in_own_tokens(spec: TowerSpec, train: Any, source: tuple[TowerSpec, nn.Modul
     same = same_tokenizer(spec.tokenizer, theirs.tokenizer) or kept_ids(spec.tokenizer) is not None
     if same or not isinstance(teacher, TextTransformer) or not isinstance(train, Captions):
         return source
-    if train.store is None or train.store_rows is None:
-        return source  # the teacher runs online, and its tokens are not aligned
+    if train.store is None or train.store_rows is None or train.store.manifest.tower != "text":
+        return source  # without translations in the store, tokens can't be aligned
     return translate_table(*source, spec.tokenizer, train.store.tokens.take(train.store_rows), train.tokens)
 
 

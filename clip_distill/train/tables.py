@@ -62,7 +62,9 @@ def open_tables(recipe: Recipe, held_out: bool = False, captions: int = 0) -> Ta
     """
     val = {} if held_out else {tower: open_table(recipe.store, tower, "val") for tower in TOWERS}
     own: list[Tower] = list(TOWERS) if recipe.tower == "both" else [recipe.one]
-    wanted = own if recipe.target == "stored" or held_out else []
+    wanted: list[Tower] = own if recipe.target == "stored" or held_out else []
+    if recipe.target == "photo":
+        wanted = ["image"]
     train = {
         tower: text_table(recipe, captions) if tower == "text" else open_table(recipe.store, tower, "train")
         for tower in wanted
@@ -70,7 +72,7 @@ def open_tables(recipe: Recipe, held_out: bool = False, captions: int = 0) -> Ta
     if needed(recipe.loss.names):
         train |= {other(tower): _compared_with(recipe, other(tower)) for tower in own if other(tower) not in train}
     for table in train.values():
-        require_teacher(table, train[own[0]] if held_out else val[own[0]])
+        require_teacher(table, train[wanted[0]] if held_out else val[own[0]])
     return Tables(val, train)
 
 
