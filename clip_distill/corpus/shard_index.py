@@ -75,10 +75,19 @@ def version_of(path: str) -> str:
 
 def _index_file(path: str) -> Path | None:
     """Where a tar's index lies: one for each path, so that a changed tar's takes the place of the old one's."""
-    digest = hashlib.sha256(real_path(path).encode("utf-8", "surrogateescape")).hexdigest()
     with contextlib.suppress(RuntimeError):  # a user without a home folder
-        return cache_folder() / "shards" / f"{digest}.parquet"
+        return place_in_cache(path, "shards", ".parquet")
     return None
+
+
+def place_in_cache(path: str, folder: str, extension: str) -> Path:
+    """Where what is made of a file lies in the cache folder, by the file's own place.
+
+    Raises:
+        RuntimeError: The user has no home folder, and no cache folder is named.
+    """
+    digest = hashlib.sha256(real_path(path).encode("utf-8", "surrogateescape")).hexdigest()
+    return cache_folder() / folder / f"{digest}{extension}"
 
 
 def _load(index: Path, version: str) -> pa.Table | None:

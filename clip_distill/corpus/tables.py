@@ -7,7 +7,6 @@ packs them: of such a file the photos are copied into an Arrow file once, in the
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import uuid
@@ -18,10 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_distill.corpus.report import Skips
-from clip_distill.corpus.shard_index import version_of
+from clip_distill.corpus.shard_index import place_in_cache, version_of
 from clip_distill.system import paths
 from clip_distill.system.errors import InvalidValue
-from clip_distill.system.remote import cache_folder
 from clip_distill.system.talk import progress
 
 TABLES = (".parquet", ".arrow")
@@ -145,8 +143,7 @@ def _open_arrow(path: str, source: pa.Buffer) -> Iterator[pa.RecordBatch]:
 def _copy_of_photos(path: str) -> Path:
     """An Arrow file with the photos of a parquet file, or of an Arrow file behind a URL, made where it is not there."""
     version = version_of(path)
-    digest = hashlib.sha256(paths.real_path(path).encode("utf-8", "surrogateescape")).hexdigest()
-    copy = cache_folder() / "photos" / f"{digest}.arrow"
+    copy = place_in_cache(path, "photos", ".arrow")
     with contextlib.suppress(OSError, pa.ArrowException):
         found = pa.ipc.open_stream(pa.memory_map(str(copy))).schema.metadata or {}
         if version and found.get(b"version") == version.encode():

@@ -61,8 +61,9 @@ def assemble(recipe: Recipe, online: OnlineTarget | None = None, teach: Any = No
     else:
         foreign = recipe.translations is not None or recipe.target == "photo"
         validation, val_rows = load_validation(tower, tables.val["image"], tables.val["text"], corpus.val, foreign)
-    own = len(corpus.train.captions.column("text").unique()) if captions else 0
+    own = 0  # rows that every epoch has, beside prompts
     if recipe.prompts and captions:
+        own = len(corpus.train.captions.column("text").unique())
         corpus = with_prompts(corpus, recipe)
     spec, student = build_student(recipe, tables.teacher(tower), corpus)
     stored = None if online else tables.train["image" if recipe.target == "photo" else tower]

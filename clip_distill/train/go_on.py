@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 HELD_OUT = "held_out.json"  # in a run's folder: the ids of the rows that it was measured by
 LEAST = 2  # rows that tell anything
-Kept = tuple[nn.Module, Tensor]
 
 
 @torch.inference_mode()

@@ -39,19 +39,8 @@ def fit(device: str, tiny_data: Path, tiny_views_store: Path) -> Fit:
     """`clip-distill fit` on the device: tower and folder, options → the folder."""
 
     def run(tower: str, out: Path, *options: str, on: str = device) -> Path:
-        base = [
-            "fit",
-            "--preset",
-            "none",
-            "--tower",
-            tower,
-            "--data",
-            str(tiny_data),
-            "--store",
-            str(tiny_views_store),
-            "--out",
-            str(out),
-        ]
+        base = ["fit", "--tower", tower, "--data", str(tiny_data), "--store", str(tiny_views_store), "--out", str(out)]
+        base += ["--preset", "none"]
         if tower in STUDENTS and "--student.name" not in options:
             base += ["--student.options", STUDENTS[tower]]
         base += ["--loader.batch_size", "8", "--seed", "4", "--trainer.log_every_n_steps", "1"]

@@ -20,22 +20,8 @@ def fit(tower: str, data: Path, store: Path, out: Path, *more: str) -> None:
     options = ["--student.options", STUDENTS[tower], "--loss.names", "[mse, icl, pair_affinity]"]
     options += ["--loader.batch_size", "8", "--loader.workers", "0", "--trainer.enable_progress_bar", "false"]
     options += ["--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu", *more]
-    cli.main(
-        [
-            "fit",
-            "--preset",
-            "none",
-            "--tower",
-            tower,
-            "--data",
-            str(data),
-            "--store",
-            str(store),
-            "--out",
-            str(out),
-            *options,
-        ]
-    )
+    options += ["--preset", "none"]
+    cli.main(["fit", "--tower", tower, "--data", str(data), "--store", str(store), "--out", str(out), *options])
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])

@@ -21,21 +21,8 @@ def fit(data: Path, store: Path, out: Path, *options: str) -> dict[str, torch.Te
 
 
 def arguments(data: Path, store: Path, out: Path, *options: str) -> list[str]:
-    base = [
-        "fit",
-        "--preset",
-        "none",
-        "--tower",
-        "text",
-        "--data",
-        str(data),
-        "--store",
-        str(store),
-        "--out",
-        str(out),
-        "--seed",
-        "5",
-    ]
+    base = ["fit", "--tower", "text", "--data", str(data), "--store", str(store), "--out", str(out), "--seed", "5"]
+    base += ["--preset", "none"]
     base += ["--student.options", TINY, "--loader.batch_size", "8", "--trainer.accelerator", "cpu"]
     return [*base, "--trainer.max_epochs", "3", "--trainer.enable_progress_bar", "false", *options]
 
