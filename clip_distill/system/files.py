@@ -11,12 +11,16 @@ from typing import Any
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` beside `path`, then rename: a reader sees the old file or the new one, never half of one."""
+    """Write `value` as JSON; see `write_bytes`."""
+    write_bytes(path, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write beside `path`, then rename: a reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"  # before a file is there: it may fail
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(aside, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)

@@ -68,7 +68,12 @@ def export(
     _require_free(folder, overwrite)
     write = resolve("export", EXPORTS, plain(format))
     towers, info = _load_towers({"image": spelt(image_student), "text": spelt(text_student)}, spelt(store), teacher)
-    _write_aside(folder, lambda aside: write(aside, towers["image"], towers["text"], info))
+
+    def write_all(aside: Path) -> None:
+        write(aside, towers["image"], towers["text"], info)
+        _copy_map(aside, info, teacher)
+
+    _write_aside(folder, write_all)
     say(f"{folder}: written, read back and compared")
     if format == "open_clip":
         say(
@@ -106,6 +111,17 @@ def _load_towers(
     for tower, (spec, _) in towers.items():
         require_taught_by(titles[tower], spec, info)
     return towers, info
+
+
+def _copy_map(folder: Path, info: dict[str, Any], teacher: str | None) -> None:
+    """Of a teacher that was reduced, the map goes along: what the parent embedded is reduced by it, too."""
+    from clip_distill.towers.reduction import MAP_FILE, PREFIX, read_reduction
+
+    name = teacher or info["name"]
+    if name.startswith(PREFIX):
+        place = Path(name.removeprefix(PREFIX))
+        read_reduction(place)
+        shutil.copyfile(place / MAP_FILE, folder / MAP_FILE)
 
 
 def _require_free(folder: Path, overwrite: bool) -> None:

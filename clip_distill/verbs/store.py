@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from clip_distill.corpus.layout import Corpus, Sources
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.talk import say
+from clip_distill.verbs.reduce import EXAMPLES as REDUCE
+from clip_distill.verbs.reduce import reduce
 
 if TYPE_CHECKING:
     from clip_distill.store.clip_retrieval import Column
@@ -25,6 +27,7 @@ Look at a store of embeddings, check it, and exchange it with other programs.
   export      write it as clip-retrieval's folders (.npy and parquet), which autofaiss reads, too
   import      read such a folder into a store
   combine     make several teachers' stores one, to train on all of them
+  reduce      fewer numbers a sample, by one map for both towers
 
 `clip-distill store VERB --help` explains each.
 """
@@ -33,6 +36,7 @@ EXAMPLES = {
     "combine": """\
   clip-distill store combine --stores '[stores/b32, stores/l14]' --out stores/both
   clip-distill fit --tower text --data DATA --store stores/both --out runs/text""",
+    "reduce": REDUCE,
     "info": "  clip-distill store info --store stores/b32",
     "verify": "  clip-distill store verify --store stores/b32",
     "export": """\
@@ -274,4 +278,5 @@ VERBS: dict[str, Any] = {
     "export": export,
     "import": import_folder,
     "combine": combine,
+    "reduce": reduce,
 }
