@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,14 +60,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_rooms_do_not_hide_verbs() -> None:
-    code = (
-        "import clip_distill as cd, importlib, pkgutil\n"
-        "for found in pkgutil.walk_packages(cd.__path__, 'clip_distill.'):\n"
-        "    if found.name != 'clip_distill.__main__': importlib.import_module(found.name)\n"
-        "assert all(callable(getattr(cd, name)) for name in cd.__all__)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    """Importing a room sets the package's attribute of its name, which would take a verb's place."""
+    assert not set(cd.__all__) & {found.name for found in pkgutil.iter_modules(cd.__path__)}
 
 
 def test_importing_it_loads_nothing_heavy() -> None:

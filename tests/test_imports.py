@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "clip_distill"
@@ -48,8 +47,8 @@ def source_files(*folders: str) -> list[Path]:
 MODULES = {name_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in source_files(PACKAGE)}
 
 
-def imported(tree: ast.AST, lazy: bool = True) -> Iterator[str]:
-    """Absolute names of what a module imports, down to the attribute; `lazy` are those within its functions."""
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Absolute names of what a module imports, down to the attribute, also within its functions."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -58,28 +57,30 @@ def imported(tree: ast.AST, lazy: bool = True) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
-        elif lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from imported(node, lazy)
+        else:
+            yield from imported(node)
 
 
-def own_imports(name: str, lazy: bool = True) -> set[str]:
+@cache
+def own_imports(name: str) -> set[str]:
     """The package's modules that a module imports."""
     found = set()
-    for target in imported(MODULES[name], lazy):
+    for target in imported(MODULES[name]):
         if target == PACKAGE or target.startswith(f"{PACKAGE}."):
             inner = target.removeprefix(PACKAGE).removeprefix(".")
             found.add(inner if inner in MODULES else inner.rpartition(".")[0])
     return found - {""}
 
 
-def reachable(name: str, lazy: bool = True) -> set[str]:
+@cache
+def reachable(name: str) -> set[str]:
     """A module and all that it imports, directly or not."""
     seen, waiting = set(), [name]
     while waiting:
         current = waiting.pop()
         if current not in seen:
             seen.add(current)
-            waiting += own_imports(current, lazy)
+            waiting += own_imports(current)
     return seen
 
 
@@ -98,6 +99,7 @@ def height(name: str) -> int:
     return found[0]
 
 
+@cache
 def outside(name: str) -> set[str]:
     """Top-level names of the other packages that a module imports."""
     return {target.partition(".")[0] for target in imported(MODULES[name])} - {PACKAGE}
@@ -106,42 +108,48 @@ def outside(name: str) -> set[str]:
 NAMES = sorted(MODULES.keys() - {""})
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_imports_go_downward_only(name: str) -> None:
-    def fits(target: str) -> bool:
-        return room(target) == room(name) or height(target) > height(name)
-
-    assert not {target for target in own_imports(name) if not fits(target)}
+def offenders(names: Iterable[str], found: Callable[[str], Iterable[str]]) -> dict[str, list[str]]:
+    """Module → what is wrong with it, for those with which something is."""
+    return {name: wrong for name in names if (wrong := sorted(found(name)))}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_modules_do_not_import_in_circles(name: str) -> None:
+def test_imports_go_downward_only() -> None:
+    def upward(name: str) -> set[str]:
+        below = {t for t in own_imports(name) if room(t) == room(name) or height(t) > height(name)}
+        return own_imports(name) - below
+
+    assert not offenders(NAMES, upward)
+
+
+def test_modules_do_not_import_in_circles() -> None:
     """Imports within functions count, too: they hide a circle, and don't open it."""
-    assert not any(name in reachable(target) for target in own_imports(name) - {name})
+    assert not offenders(NAMES, lambda name: (t for t in own_imports(name) - {name} if name in reachable(t)))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if within(name, "losses")])
-def test_losses_import_torch_alone(name: str) -> None:
-    standard = {"__future__", "collections", "typing", "math"}
-    assert outside(name) - standard == {"torch"}
-    assert all(within(target, "system.registry", "system.errors", "losses") for target in own_imports(name))
+def test_losses_import_torch_alone() -> None:
+    standard = {"__future__", "collections", "typing", "math", "torch"}
+
+    def other(name: str) -> set[str]:
+        own = {t for t in own_imports(name) if not within(t, "system.registry", "system.errors", "losses")}
+        return own | outside(name) - standard
+
+    assert not offenders((name for name in NAMES if within(name, "losses")), other)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if within(n, *STUDENTS_ALONE) and n not in BEGINS])
-def test_what_trains_a_student_never_reaches_a_teacher(name: str) -> None:
-    assert not [target for target in reachable(name) if within(target, "teachers", *BEGINS)]
+def test_what_trains_a_student_never_reaches_a_teacher() -> None:
+    names = [name for name in NAMES if within(name, *STUDENTS_ALONE) and name not in BEGINS]
+    assert not offenders(names, lambda name: (t for t in reachable(name) if within(t, "teachers", *BEGINS)))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_lightning_is_imported_by_the_training_alone(name: str) -> None:
-    assert "pytorch_lightning" not in outside(name)
-    if not within(name, *MAY_IMPORT_LIGHTNING):
-        assert "lightning" not in outside(name)
+def test_lightning_is_imported_by_the_training_alone() -> None:
+    assert not offenders(NAMES, lambda name: outside(name) & {"pytorch_lightning"})
+    others = [name for name in NAMES if not within(name, *MAY_IMPORT_LIGHTNING)]
+    assert not offenders(others, lambda name: outside(name) & {"lightning"})
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if within(n, "evaluation", "exports")])
-def test_evaluation_and_export_never_reach_lightning(name: str) -> None:
-    assert not [target for target in reachable(name) if "lightning" in outside(target)]
+def test_evaluation_and_export_never_reach_lightning() -> None:
+    names = [name for name in NAMES if within(name, "evaluation", "exports")]
+    assert not offenders(names, lambda name: (t for t in reachable(name) if "lightning" in outside(t)))
 
 
 def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -152,9 +160,13 @@ def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return (function.end_lineno or 0) - function.lineno + 1 - docstring
 
 
-@pytest.mark.parametrize("path", source_files(PACKAGE, "tests", "benchmarks"), ids=lambda path: str(path.name))
-def test_files_and_functions_are_short(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 300
-    functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
-    assert not {each.name: length for each in functions if (length := code_lines(each)) >= 60}
+def test_files_and_functions_are_short() -> None:
+    def long(path: Path) -> Iterator[str]:
+        text = path.read_text(encoding="utf-8")
+        if len(text.splitlines()) >= 300:
+            yield "the file"
+        functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+        yield from (each.name for each in functions if code_lines(each) >= 60)
+
+    paths = {str(path.relative_to(ROOT)): path for path in source_files(PACKAGE, "tests", "benchmarks")}
+    assert not offenders(paths, lambda name: long(paths[name]))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks/gpu.py"
 
@@ -35,7 +38,11 @@ def test_every_stage_is_measured_and_written(tmp_path: Path) -> None:
     assert all(record["name"] in table for record in records)
 
 
-def test_what_there_is_no_time_for_is_told(tmp_path: Path) -> None:
-    records = check(tmp_path, "--seconds", "0")
+def test_what_there_is_no_time_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--device", "cpu", "--tiny", "--seconds", "0"]
+    monkeypatch.setattr(sys, "argv", [str(PROGRAM), "--out", str(tmp_path), *options])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    runpy.run_path(str(PROGRAM), run_name="__main__")
+    records = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["records"]
     assert {record["stage"] for record in records} == {"training", "embed", "memory", "compile", "quickstart"}
     assert all("0 s are left" in record["skipped"] for record in records)

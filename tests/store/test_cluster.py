@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import psutil
@@ -50,14 +51,22 @@ def alone(data: Path, tiny_teacher: str, tmp_path_factory: pytest.TempPathFactor
     return store
 
 
-def start(launcher: list[str], data: Path, teacher: str, store: Path, **environment: str) -> subprocess.Popen[str]:
-    """The real command in a process of its own."""
-    command = [sys.executable, *launcher, "-m", "clip_distill", "embed", "--data", str(data), "--teacher", teacher]
+def torchrun(data: Path, teacher: str, store: Path) -> subprocess.Popen[str]:
+    """The real command below torchrun, in processes of their own."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    command = [sys.executable, *launcher, "--monitor-interval", "0.1", "-m", "clip_distill", "embed"]
+    command += ["--data", str(data), "--teacher", teacher, "--store", str(store), *OPTIONS]
     clean = {name: value for name, value in os.environ.items() if name not in NAMES}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [*command, "--store", str(store), *OPTIONS], env=clean | environment, stdout=pipe, stderr=pipe, text=True
-    )
+    return subprocess.Popen(command, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run_task(number: int, data: Path, teacher: str, store: Path, said: Path) -> None:
+    """The command as task `number` of two, as SLURM's srun starts it; what it prints goes to the file `said`."""
+    os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY), sys.stdout.fileno())
+    os.environ |= {"SLURM_PROCID": str(number), "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}
+    torch.set_num_threads(1)
+    cli.main(["embed", "--data", str(data), "--teacher", teacher, "--store", str(store), *OPTIONS])
+    sys.stdout.flush()
 
 
 def shards_of(table: Path, rank: int) -> set[int]:
@@ -76,8 +85,7 @@ def test_torchrun_starts_a_killed_process_again_and_the_store_is_that_of_one_pro
     data: Path, tiny_teacher: str, alone: Path, tmp_path: Path, wait_for: WaitFor, contents: Contents
 ) -> None:
     table = tmp_path / "image-train"
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
-    launched = start([*torchrun, "--monitor-interval", "0.1"], data, tiny_teacher, tmp_path)
+    launched = torchrun(data, tiny_teacher, tmp_path)
     wait_for(lambda: shards_of(table, 1) or launched.poll() is not None)
     process_of(launched, 1).kill()
     written = len(shards_of(table, 1))
@@ -90,26 +98,35 @@ def test_torchrun_starts_a_killed_process_again_and_the_store_is_that_of_one_pro
 
 
 def test_tasks_of_slurm_share_the_work_and_a_killed_one_is_started_again(
-    data: Path, tiny_teacher: str, alone: Path, tmp_path: Path, wait_for: WaitFor, contents: Contents
+    forkserver: ForkServerContext,
+    data: Path,
+    tiny_teacher: str,
+    alone: Path,
+    tmp_path: Path,
+    wait_for: WaitFor,
+    contents: Contents,
 ) -> None:
-    table = tmp_path / "image-train"
+    store, said = tmp_path / "store", tmp_path / "said"
+    table = store / "image-train"
 
-    def task(number: int) -> subprocess.Popen[str]:
-        slurm = {"SLURM_PROCID": str(number), "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}
-        return start([], data, tiny_teacher, tmp_path, OMP_NUM_THREADS="1", **slurm)
+    def task(number: int) -> ForkServerProcess:
+        process = forkserver.Process(target=run_task, args=(number, data, tiny_teacher, store, said), daemon=True)
+        process.start()
+        return process
 
-    first, second = task(0), task(1)
-    wait_for(lambda: shards_of(table, 1) or second.poll() is not None)
+    second = task(1)
+    wait_for(lambda: shards_of(table, 1) or not second.is_alive())
     second.kill()
-    second.communicate()
-    assert second.returncode == -signal.SIGKILL
-    printed, errors = first.communicate()
-    assert first.returncode == 0, errors
-    assert "process 0 of 2 has written its shards; the last one to end finishes the table" in printed
+    second.join()
+    assert second.exitcode == -signal.SIGKILL
+    first = task(0)
+    first.join()
+    assert first.exitcode == 0, said.read_text()
+    assert "process 0 of 2 has written its shards; the last one to end finishes the table" in said.read_text()
     assert shards_of(table, 0) == set(range(0, SHARDS, 2))
     assert 1 <= len(shards_of(table, 1)) < SHARDS // 2 and not (table / MANIFEST).exists()
     again = task(1)
-    printed, errors = again.communicate()
-    assert again.returncode == 0, errors
-    assert "72 rows × 8 × 32" in printed
-    assert contents(tmp_path) == contents(alone)
+    again.join()
+    assert again.exitcode == 0, said.read_text()
+    assert "72 rows × 8 × 32" in said.read_text()
+    assert contents(store) == contents(alone)
