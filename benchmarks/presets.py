@@ -3,7 +3,7 @@
     python benchmarks/presets.py --out results/presets [--preset smallest balanced best] [--only vit fastvit siglip]
 
 Each teacher is trained from nothing on drawn scenes (64×64, of the quickstart): a ViT of ViT-B/32's depth, a FastViT as
-MobileCLIP has one, and a timm ViT beside a text tower without causal mask, as SigLIP has them. Then, by the commands:
+MobileCLIP has one, and a ViT beside a text tower without causal mask that pools its last token, as SigLIP has it. Then, by the commands:
 `embed`, `fit --preset …` of each tower without any other flag, `evaluate`. A teacher, a store or a run that is
 there is kept. OUT.json has all numbers, OUT.md the table.
 Shapes: B batch, S image side.
@@ -28,6 +28,7 @@ from clip_distill.corpus.layout import scan
 from clip_distill.pixels.views import normalise
 from clip_distill.system.files import read_json, write_json
 from clip_distill.tokens.encode import tokenize
+from clip_distill.towers.spec import cut_padding
 from clip_distill.walkthrough.scenes import draw_dataset
 from clip_distill.walkthrough.teacher import TOKENIZER, captions_by_photo, preprocess_cfg, read_pixels
 
@@ -37,12 +38,12 @@ UNMASKED = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
 TIMM = {"image_size": SIDE, "timm_model_pretrained": False}
 TEACHERS: dict[str, dict[str, Any]] = {
     "vit": {
-        "vision_cfg": {"image_size": SIDE, "patch_size": 8, "width": 192, "layers": 12, "head_width": 64},
+        "vision_cfg": {"image_size": SIDE, "patch_size": 16, "width": 192, "layers": 12, "head_width": 64},
         "text_cfg": TEXT,
     },
     "fastvit": {"vision_cfg": TIMM | {"timm_model_name": "fastvit_t8", "timm_pool": "avg"}, "text_cfg": TEXT},
     "siglip": {
-        "vision_cfg": TIMM | {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "avg", "timm_proj": "linear"},
+        "vision_cfg": {"image_size": SIDE, "patch_size": 16, "width": 192, "layers": 12, "head_width": 64},
         "text_cfg": TEXT | UNMASKED,
     },
 }
@@ -70,10 +71,12 @@ def main() -> None:
 
 
 def train_teacher(name: str, data: Path, out: Path, epochs: int, batch: int = 64, lr: float = 1e-3) -> None:
-    """CLIP's contrastive training on whole, padded captions, since not every tower here can have them cut."""
+    """CLIP's contrastive training (Radford et al., 2021)."""
     torch.manual_seed(0)
     cfg = {"embed_dim": EMBED_DIM, **TEACHERS[name]}
     model = CustomTextCLIP(**cfg).train()
+    width = TEXT["context_length"] if "no_causal_mask" in cfg["text_cfg"] else None  # causal towers need no padding
+    cut_padding(model.text)
     split = scan(str(data)).train
     pixels, texts = read_pixels(split), captions_by_photo(split)
     tokens = tokenize(TOKENIZER, [text for each in texts for text in each])
@@ -87,9 +90,7 @@ def train_teacher(name: str, data: Path, out: Path, epochs: int, batch: int = 64
             order = random.permutation(len(pixels))
         start = step * batch % (len(pixels) // batch * batch)
         photos = order[start : start + batch]
-        captions = torch.zeros(batch, TEXT["context_length"], dtype=torch.long)
-        cut = tokens.take(random.integers(first[photos], first[photos + 1])).pad(TOKENIZER.pad_id)
-        captions[:, : cut.shape[1]] = cut
+        captions = tokens.take(random.integers(first[photos], first[photos + 1])).pad(TOKENIZER.pad_id, width)
         loss = contrast(*model(normalise(pixels[photos], preprocess_cfg(SIDE)), captions))
         optimizer.zero_grad()
         loss.backward()

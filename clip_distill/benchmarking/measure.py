@@ -67,7 +67,7 @@ class Settings:
                 f"{list(self.batch_sizes)}, {self.threads}, {self.repeats} and {self.tokens}"
             )
         if self.uses_onnx:
-            import clip_distill.exports.onnx  # noqa: F401
+            import clip_distill.exports.onnx_file  # noqa: F401
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ def _files(folder: Path, subject: Subject, runtime: str) -> tuple[Path, int]:
         if not (folder / WEIGHTS_FILE).is_file():
             save_tower(folder, subject.spec, subject.module)
         return folder, (folder / WEIGHTS_FILE).stat().st_size
-    from clip_distill.exports.onnx import export_tower, quantise
+    from clip_distill.exports.onnx_file import quantise
+    from clip_distill.exports.program import export_tower
 
     whole, small = folder / "fp32.onnx", folder / "int8.onnx"
     if not whole.is_file():

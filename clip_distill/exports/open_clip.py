@@ -14,9 +14,10 @@ import open_clip
 import torch
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from clip_distill.exports.target import Given, Loaded
 from clip_distill.exports.vocabulary import expand_vocabulary
 from clip_distill.pixels.views import normalise
 from clip_distill.system.errors import InvalidValue
@@ -25,8 +26,6 @@ from clip_distill.tokens.encode import load_tokenizer, tokenize
 from clip_distill.tokens.spec import PLAIN, TokenizerSpec
 from clip_distill.tokens.trained import open_clip_options
 from clip_distill.towers.spec import TowerSpec
-
-Loaded = tuple[TowerSpec, nn.Module]
 
 MIN_COSINE = 0.9999
 MAX_DIFFERENCE = 1e-3  # of embeddings scaled to length 1, per number
@@ -39,19 +38,20 @@ PROBES = [
 ]
 
 
-def write(folder: Path, image: Loaded, text: Loaded, teacher: dict[str, Any]) -> None:
+def write(folder: Path, given: Given) -> None:
     """Write `open_clip_config.json`, `open_clip_model.safetensors` and a Hugging Face tokenizer's files; check them.
 
     Args:
         folder: Empty folder.
-        image: Spec and module of the image tower, on the CPU.
-        text: Spec and module of the text tower, on the CPU.
-        teacher: Record of the teacher, whose `logit_scale` (and `logit_bias`, for SigLIP) is written.
+        given: What is exported.
 
     Raises:
-        ValueError: The towers don't fit together or aren't open_clip's own, or open_clip loads something else back.
+        ValueError: Its weights are not to be fp32, the towers don't fit together or aren't open_clip's own, or
+            open_clip loads something else back.
     """
-    text = expand_vocabulary(*text)
+    if given.weights != "fp32":
+        raise InvalidValue(f"--to open_clip: expected --weights fp32, which open_clip loads, found {given.weights}")
+    image, text, teacher = given.image, expand_vocabulary(*given.text), given.teacher
     model_cfg = describe(image[0], text[0], teacher)
     state = {f"visual.{name}": tensor for name, tensor in image[1].state_dict().items()}
     state |= {f"text.{name}": tensor for name, tensor in text[1].state_dict().items()}

@@ -21,6 +21,8 @@ try:
 except ImportError as error:
     raise MissingPackage("ONNX files need onnxruntime; install it with: pip install 'clip-distill[onnx]'") from error
 
+DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
+
 
 class OnnxEncoder:
     """A file that `export` wrote.
@@ -33,8 +35,11 @@ class OnnxEncoder:
     """
 
     def __init__(self, folder: Path, info: dict[str, Any], teacher: dict[str, Any], device: str = "auto") -> None:
-        self.session = onnxruntime.InferenceSession(str(folder / info["file"]), providers=providers(device))
+        options = onnxruntime.SessionOptions()  # half-precision graphs crash at the last level of optimisation
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        self.session = onnxruntime.InferenceSession(str(folder / info["file"]), options, providers=providers(device))
         self.input, self.output = info["input"]["name"], info["output"]["name"]
+        self.dtype = DTYPES[self.session.get_inputs()[0].type]
         self.embed_dim, self.teacher = int(info["output"]["shape"][1]), teacher
         self.preprocess = info.get("preprocess", {})
         self.tokenizer: dict[str, Any] = info.get("tokenizer", {})
@@ -42,6 +47,8 @@ class OnnxEncoder:
         self._encode: Encode | None = None
 
     def images(self, pixels: Sequence[Pixels], device: str | None) -> Floats:
+        if self.dtype is np.uint8:
+            return self._run(np.stack(pixels), device)
         return self._run(to_input(pixels, self.preprocess), device)
 
     def texts(self, texts: Sequence[str], batch_size: int, device: str | None) -> Floats:
@@ -60,7 +67,7 @@ class OnnxEncoder:
     def _run(self, batch: Any, device: str | None) -> Floats:
         if device not in (None, "auto", "cpu") and providers(device) != self.session.get_providers():
             raise InvalidValue(f"device {device!r}: expected the one that the files were loaded for; load(…, device=…)")
-        found: Floats = self.session.run([self.output], {self.input: batch})[0]
+        found: Floats = self.session.run([self.output], {self.input: batch.astype(self.dtype, copy=False)})[0]
         return found
 
 

@@ -22,7 +22,7 @@ EXAMPLES = """\
   clip-distill evaluate --data DATA --store stores/b32 --image_student runs/image --text_student runs/text \\
     --out results.json
   # the int8 files that are shipped, in the students' place
-  clip-distill export --image_student runs/image --text_student runs/text --format onnx-int8 --out shipped
+  clip-distill export --image_student runs/image --text_student runs/text --to onnx --weights int8 --out shipped
   clip-distill evaluate --data DATA --store stores/b32 --image_student shipped --text_student shipped
   # an exported folder, or any open_clip model of the same width, in a student's place
   clip-distill evaluate --data DATA --store stores/b32 --image_student local-dir:exported

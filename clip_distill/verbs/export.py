@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from clip_distill.exports import EXPORTS, ONNX_FILE
+from clip_distill.corpus.layout import Sources
+from clip_distill.exports import EXPORT_FILE, ONNX_FILE, TARGETS
 from clip_distill.system.arguments import Place, plain, spelt
 from clip_distill.system.errors import AlreadyExists, InvalidValue
 from clip_distill.system.talk import say
@@ -16,44 +18,60 @@ from clip_distill.system.talk import say
 if TYPE_CHECKING:
     from torch import nn
 
+    from clip_distill.exports.target import Given
     from clip_distill.towers.spec import Tower, TowerSpec
 
 EXAMPLES = """\
-  # a text student beside the teacher's image tower
+  # what there is to export to
+  clip-distill export --to list
+  # a text student beside the teacher's image tower, as an open_clip folder
   clip-distill export --store stores/b32 --text_student runs/text --out exported
-  # both students: no teacher is loaded
-  clip-distill export --image_student runs/image --text_student runs/text --out exported
-  # ONNX files with int8 weights, for onnxruntime without torch
-  clip-distill export --image_student runs/image --text_student runs/text --format onnx-int8 --out exported
+  # for rclip and for Immich, in exported/rclip and exported/immich; no teacher is loaded
+  clip-distill export --image_student runs/image --text_student runs/text --to rclip,immich --out exported
+  # int8, convolutions as well: ranges are set by 256 of your photos
+  clip-distill export --image_student runs/image --text_student runs/text --to onnx --weights int8 \\
+    --calibrate DATA --out exported
   # the teacher lies elsewhere now
   clip-distill export --teacher local-dir:moved/clip --image_student runs/image --out exported --overwrite true"""
 
-MARKS = ("open_clip_config.json", ONNX_FILE)  # one of them is in every folder that was exported
+MARKS = ("open_clip_config.json", ONNX_FILE, EXPORT_FILE)  # one of them is in every folder that was exported
 
 
 def export(
-    out: Place,
+    out: Place | None = None,
     store: Place | None = None,
     teacher: str | None = None,
     image_student: Place | None = None,
     text_student: Place | None = None,
-    format: str | type[Any] = "open_clip",
+    to: str | type[Any] = "open_clip",
+    weights: Literal["fp32", "fp16", "int8"] = "fp32",
+    calibrate: Place | None = None,
+    photos: int = 256,
     overwrite: bool = False,
-) -> Path:
+    sources: Sources = Sources(),  # noqa: B008 - frozen, so one instance serves all calls
+) -> Path | None:
     """Write a student, with the teacher's other tower or the other student, as a folder for other programs.
 
+    Every file is loaded by the runtime that reads it, run, and compared with the student, before the folder is there.
+    export.json says what was measured, README.md how the folder is used.
+
     Args:
-        out: Folder to write; before it takes its place, it is loaded back and compared.
+        out: Folder to write; of several targets, each is a folder in it.
         store: What `embed` wrote; it names the teacher. By default the student does.
         teacher: The teacher's name, where it has another one now than the store or the student says.
         image_student: Run folder of an image student.
         text_student: Run folder of a text student.
-        format: open_clip (a folder that open_clip loads), onnx or onnx-int8 (a file per tower, and onnx.json, which
-            says how they are fed), or module:Attr of your own writer.
+        to: What for, several with commas; `list` shows all: open_clip, onnx, onnx-uint8, rclip, immich, fastembed,
+            transformers.js, or module:Attr of your own.
+        weights: fp32; fp16, half the size; int8, a quarter. Of ONNX files.
+        calibrate: Data folder whose training photos set the ranges of int8's numbers, convolutions' among them, and
+            whose captions are compared on. Without it convolutions stay in float32.
+        photos: How many of them.
         overwrite: Replace an earlier export in `out`.
+        sources: As for embed, beside `calibrate` or instead of it: other places for parts of the data.
 
     Returns:
-        The folder.
+        The folder; None for `list`.
 
     Raises:
         Error: `out` is taken, a student is of another teacher, or what was written gives other embeddings.
@@ -62,26 +80,95 @@ def export(
         >>> cd.load(cd.export(text_student=RUN, out=OUT)).towers
         ('image', 'text')
     """
+    from clip_distill.exports.target import Given
+
+    names = plain(to).split(",")
+    if names == ["list"]:
+        _show_targets()
+        return None
+    if out is None:
+        raise InvalidValue("expected --out, a folder to write; or --to list, which writes nothing")
+    writers = {name: _writer(name) for name in names}
+    folders = {name: Path(out) / name if len(names) > 1 else Path(out) for name in names}
+    for folder in folders.values():
+        _require_free(folder, overwrite)
+    students = {"image": spelt(image_student), "text": spelt(text_student)}
+    towers, info = _load_towers(students, spelt(store), teacher)  # type: ignore[arg-type]
+    own_photos, captions = _own_data(calibrate, sources, photos)
+    given = Given(towers["image"], towers["text"], info, weights, own_photos, captions)
+    for name, folder in folders.items():
+        _write_aside(folder, partial(_write_all, writers[name], name, given, teacher, students))
+        say(f"{folder}: written, read back and compared")
+        if name == "open_clip":
+            say(
+                "\nimport open_clip\n"
+                f"model, _, preprocess = open_clip.create_model_and_transforms({f'local-dir:{folder}'!r})\n"
+                f"tokenizer = open_clip.get_tokenizer({f'local-dir:{folder}'!r})"
+            )
+    return Path(out)
+
+
+def _writer(name: str) -> Callable[[Path, Given], None]:
+    """The function that writes a target.
+
+    Raises:
+        InvalidValue: There is no such target.
+    """
+    from clip_distill.exports.target import Target
     from clip_distill.system.registry import resolve
 
-    folder = Path(out)
-    _require_free(folder, overwrite)
-    write = resolve("export", EXPORTS, plain(format))
-    towers, info = _load_towers({"image": spelt(image_student), "text": spelt(text_student)}, spelt(store), teacher)
+    found = resolve("export", TARGETS, name)
+    if not isinstance(found, Target):
+        return found
+    from clip_distill.exports.program import write
 
-    def write_all(aside: Path) -> None:
-        write(aside, towers["image"], towers["text"], info)
-        _copy_map(aside, info, teacher)
+    return partial(write, found)
 
-    _write_aside(folder, write_all)
-    say(f"{folder}: written, read back and compared")
-    if format == "open_clip":
-        say(
-            "\nimport open_clip\n"
-            f"model, _, preprocess = open_clip.create_model_and_transforms({f'local-dir:{folder}'!r})\n"
-            f"tokenizer = open_clip.get_tokenizer({f'local-dir:{folder}'!r})"
-        )
-    return folder
+
+def _write_all(
+    write: Callable[[Path, Given], None],
+    name: str,
+    given: Given,
+    teacher: str | None,
+    students: dict[str, str | None],
+    aside: Path,
+) -> None:
+    from clip_distill.exports.card import write_card
+
+    write(aside, given)
+    _copy_map(aside, given.teacher, teacher)
+    write_card(aside, name, given, students)
+
+
+def _own_data(calibrate: Place | None, sources: Sources, count: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """Evenly spaced training photos, or validation's where there are none, and captions; nothing without data.
+
+    Raises:
+        InvalidValue: The data has no photos.
+    """
+    from clip_distill.corpus.layout import scan
+
+    if calibrate is None and sources == Sources():
+        return [], []
+    corpus = scan(spelt(calibrate), sources)
+    images = corpus.train.images if corpus.train.images.num_rows else corpus.val.require_images()
+    step = max(1, images.num_rows // max(1, count))
+    captions = corpus.val.captions if corpus.val.captions.num_rows else corpus.train.captions
+    return images.to_pylist()[::step][:count], captions.column("text").to_pylist()[:count]
+
+
+def _show_targets() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from clip_distill.exports.target import Target
+    from clip_distill.system.registry import resolve
+
+    table = Table("--to", "for", title="clip-distill export --to NAME[,NAME]")
+    for name in TARGETS:
+        found = resolve("export", TARGETS, name)
+        table.add_row(name, found.program if isinstance(found, Target) else "open_clip and all that loads its folders")
+    Console().print(table)
 
 
 def _load_towers(

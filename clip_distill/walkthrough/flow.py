@@ -263,7 +263,7 @@ def advice(out: Path, material: Material, own_data: bool, exported: str | None) 
     files = shlex.quote(str(out / "onnx"))
     lines = [
         "Files for ONNX Runtime (pip install 'clip-distill[onnx]'):",
-        f"  clip-distill export {named} --format onnx --out {files}",
+        f"  clip-distill export {named} --to onnx --out {files}",
         "A larger student, from the same store:",
     ]
     tower = next(iter(runs))

@@ -96,7 +96,7 @@ def test_a_student_that_was_trained_here_is_exported(format: str, runs: dict[str
     if format == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(package)
-    out = cd.export(image_student=runs["image"], text_student=runs["text"], out=tmp_path / "out", format=format)
+    out = cd.export(image_student=runs["image"], text_student=runs["text"], out=tmp_path / "out", to=format)
     texts = ["a red circle", "a blue bar"]
     expected = cd.load(runs["text"], device="cpu").encode_text(texts)
     assert (cd.load(out, device="cpu").encode_text(texts) * expected).sum(axis=1).min() > 0.9999

@@ -14,5 +14,5 @@ def exported(tiny_runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     """What the verb leaves for both students, in float32."""
     folder = tmp_path_factory.mktemp("onnx") / "exported"
     students = ["--image_student", str(tiny_runs["image"]), "--text_student", str(tiny_runs["text"])]
-    cli.main(["export", *students, "--format", "onnx", "--out", str(folder)])
+    cli.main(["export", *students, "--to", "onnx", "--out", str(folder)])
     return folder

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from clip_distill.cli import main as cli
 from clip_distill.exports.open_clip import verify, write
+from clip_distill.exports.target import Given
 from clip_distill.students.image import timm_backbone, vit
 from clip_distill.students.text import transformer
 from clip_distill.teachers import load_teacher
@@ -98,6 +99,8 @@ def test_both_students_need_no_teacher(
     exec(code, names)  # the printed lines are what a user copies
     assert names["tokenizer"](["a dog"]).shape == (1, 77) and names["model"].visual.conv1.out_channels == 16
     assert sorted(path.name for path in Path("exported").iterdir()) == [
+        "README.md",
+        "export.json",
         "open_clip_config.json",
         "open_clip_model.safetensors",
     ]
@@ -167,11 +170,11 @@ def test_activations_must_agree_unless_one_tower_has_its_own(make_teacher: Calla
     info = text[0].teacher
     clash = load_teacher(teachers[False], "image")
     with pytest.raises(ValueError, match="quick_gelu: expected the same .* image False and text True"):
-        write(tmp_path, clash, text, info)
+        write(tmp_path, Given(clash, text, info))
     spec, module = timm_backbone(info, "test_vit2", input_resolution=64)
     timm_tower = dataclasses.replace(spec, quick_gelu=False), module.eval()
     (tmp_path / "mixed").mkdir()
-    write(tmp_path / "mixed", timm_tower, text, info)
+    write(tmp_path / "mixed", Given(timm_tower, text, info))
     assert json.loads((tmp_path / "mixed/open_clip_config.json").read_text())["model_cfg"]["quick_gelu"] is True
 
 
@@ -179,12 +182,12 @@ def test_a_tower_that_is_not_open_clip_s_is_refused(tiny_teacher: str, tmp_path:
     image, text = (load_teacher(tiny_teacher, tower) for tower in TOWERS)
     foreign = dataclasses.replace(image[0], builder="mine:build"), image[1]
     with pytest.raises(ValueError, match="image tower is built by mine:build"):
-        write(tmp_path, foreign, text, image[0].teacher)
+        write(tmp_path, Given(foreign, text, image[0].teacher))
 
 
 def test_a_folder_that_loads_as_something_else_is_noticed(tiny_teacher: str, tmp_path: Path) -> None:
     image, text = (load_teacher(tiny_teacher, tower) for tower in TOWERS)
-    write(tmp_path, image, text, image[0].teacher)
+    write(tmp_path, Given(image, text, image[0].teacher))
     torch.manual_seed(5)
     other_text = text[0], text[0].build().eval()
     with pytest.raises(ValueError, match="the text tower gives other embeddings"):
@@ -203,7 +206,7 @@ def test_a_folder_that_loads_as_something_else_is_noticed(tiny_teacher: str, tmp
 
 def test_a_siglip_teacher_s_bias_is_written(tiny_teacher: str, tmp_path: Path) -> None:
     image, text = (load_teacher(tiny_teacher, tower) for tower in TOWERS)
-    write(tmp_path, image, text, image[0].teacher | {"logit_bias": -12.5})
+    write(tmp_path, Given(image, text, image[0].teacher | {"logit_bias": -12.5}))
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     assert float(model.logit_bias.detach()) == -12.5
 

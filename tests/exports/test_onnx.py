@@ -17,7 +17,8 @@ from torch.nn import functional as F
 onnx = pytest.importorskip("onnx")
 
 from clip_distill.cli import main as cli
-from clip_distill.exports.onnx import describe, export_tower, quantise, verify
+from clip_distill.exports.onnx_file import least_cosine, quantise
+from clip_distill.exports.program import describe, export_tower
 from clip_distill.system.files import read_json
 from clip_distill.tokens.encode import load_tokenizer, tokenize
 from clip_distill.tokens.spec import TokenizerSpec
@@ -91,35 +92,45 @@ def test_int8_is_a_fraction_of_the_size_and_nearly_the_same(
 
 
 def test_other_embeddings_are_found_and_leave_no_file(
-    exported: Path, tiny_runs: dict[str, Path], tmp_path: Path
+    exported: Path, tiny_runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec, _ = load_tower(tiny_runs["image"])
-    with pytest.raises(ValueError, match=r"other embeddings for the image tower \(fp32\): expected cosine ≥ 0.9999"):
-        verify(exported / "image.onnx", spec, spec.build().eval(), "fp32")
+    spec, module = load_tower(tiny_runs["image"])
+    probes = [torch.randn(2, 3, 32, 32)]
+    assert least_cosine(exported / "image.onnx", module, probes) > 0.9999
+    assert least_cosine(exported / "image.onnx", spec.build().eval(), probes) < 0.9
     unlike = dataclasses.replace(spec, preprocess=spec.preprocess | {"size": 48})  # its tower takes 32 only
-    with pytest.raises(ValueError, match="torch can't export this image tower"):
+    with pytest.raises(ValueError, match="torch can't export image"):
         export_tower(tmp_path / "image.onnx", unlike, spec.build())
+    monkeypatch.setattr("clip_distill.exports.onnx_file.MIN_COSINE", {"int8": 0.999999})
+    with pytest.raises(ValueError, match=r"other embeddings for image.onnx \(int8\): expected cosine ≥ 0.999999"):
+        export_tower(tmp_path / "image.onnx", spec, module, "int8")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_text_tower_that_sees_padding_keeps_its_length(tiny_runs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_text_tower_that_sees_padding_is_given_all_of_it(tiny_runs: dict[str, Path], tmp_path: Path) -> None:
     causal, _ = load_tower(tiny_runs["text"])
     spec = dataclasses.replace(causal, cfg=causal.cfg | {"no_causal_mask": True, "pool_type": "last"})
     module = spec.build()  # in training mode, as `fit` has it
     assert export_tower(tmp_path / "text.onnx", spec, module) > 0.9999
     assert module.training
     (source,) = onnxruntime.InferenceSession(tmp_path / "text.onnx").get_inputs()
-    assert source.shape == describe(spec)["input"]["shape"] == ["batch", 77]
+    assert source.shape == describe(spec)["input"]["shape"] == ["batch", "length"]
+    whole, cut = tokens_of(spec, 77), tokens_of(spec, None)
+    with torch.inference_mode():
+        expected = module.eval()(whole)
+    for tokens in (whole, cut):
+        torch.testing.assert_close(run(tmp_path / "text.onnx", tokens), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_an_export_is_replaced_only_when_asked(exported: Path, tiny_runs: dict[str, Path], tmp_path: Path) -> None:
     exported = Path(shutil.copytree(exported, tmp_path / "exported"))  # others measure the first one
     argv = ["export", "--image_student", str(tiny_runs["image"]), "--text_student", str(tiny_runs["text"])]
-    argv += ["--format", "onnx-int8", "--out", str(exported)]
+    argv += ["--to", "onnx", "--weights", "int8", "--out", str(exported)]
     with pytest.raises(SystemExit, match="--overwrite true replaces"):
         cli.main(argv)
     before = (exported / "text.onnx").stat().st_size
     cli.main([*argv, "--overwrite", "true"])
     assert read_json(exported / "onnx.json")["weights"] == "int8"
     assert (exported / "text.onnx").stat().st_size < 0.35 * before
-    assert sorted(path.name for path in exported.iterdir()) == ["image.onnx", "onnx.json", "text.onnx"]
+    names = sorted(path.name for path in exported.iterdir())
+    assert names == ["README.md", "export.json", "image.onnx", "onnx.json", "text.onnx"]

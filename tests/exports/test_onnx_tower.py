@@ -40,7 +40,7 @@ def test_int8_files_are_measured_as_they_are(
     tiny_runs: dict[str, Path], tiny_store: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     shipped, student = tmp_path / "shipped", ["--text_student", tiny_runs["text"]]
-    cli.main(["export", *map(str, student), "--format", "onnx-int8", "--out", str(shipped)])
+    cli.main(["export", *map(str, student), "--to", "onnx", "--weights", "int8", "--out", str(shipped)])
     given = ["--data", tiny_data, "--store", tiny_store]
     report = evaluate(tmp_path / "r.json", *given, *both(shipped))
     whole = evaluate(tmp_path / "whole.json", *given, *student)["students"]["text"]

@@ -28,7 +28,7 @@ def exported(tiny_runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     """Format → folder of both students."""
     root = tmp_path_factory.mktemp("exports")
     both = {"image_student": tiny_runs["image"], "text_student": tiny_runs["text"]}
-    return {kind: cd.export(**both, out=root / kind, format=kind) for kind in ("onnx", "open_clip")}
+    return {kind: cd.export(**both, out=root / kind, to=kind) for kind in ("onnx", "open_clip")}
 
 
 @pytest.fixture(scope="module")

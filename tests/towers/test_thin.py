@@ -109,7 +109,7 @@ def test_its_onnx_file_is_as_thin(tiny_teacher: str, tmp_path: Path) -> None:
     teacher = load_teacher(tiny_teacher, "image")[0].teacher
     spec, module = student(teacher, embedding_rank=4)
     save_tower(tmp_path / "run/student", spec, module)
-    cd.export(text_student=tmp_path / "run", out=tmp_path / "onnx", format="onnx")
+    cd.export(text_student=tmp_path / "run", out=tmp_path / "onnx", to="onnx")
     size = sum(path.stat().st_size for path in (tmp_path / "onnx").rglob("*text*"))
     assert size < 1.3 * 4 * count_parameters(module), "a whole table would be four times that"
     own = cd.load(text=tmp_path / "run", image=tiny_teacher).encode_text(TEXTS)

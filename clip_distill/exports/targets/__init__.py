@@ -1,0 +1,1 @@
+"""Programs that a student drops into: a record each, and what else the program reads."""
