@@ -3,9 +3,9 @@
     python benchmarks/presets.py --out results/presets [--preset smallest balanced best] [--only vit fastvit siglip]
 
 Each teacher is trained from nothing on drawn scenes (64×64, of the quickstart): a ViT of ViT-B/32's depth, a FastViT as
-MobileCLIP has one, and a ViT beside a text tower without causal mask that pools its last token, as SigLIP has it. Then, by the commands:
-`embed`, `fit --preset …` of each tower without any other flag, `evaluate`. A teacher, a store or a run that is
-there is kept. OUT.json has all numbers, OUT.md the table.
+MobileCLIP has one, and a ViT beside a text tower without causal mask that pools its last token, as SigLIP has it. Then,
+by the commands: `embed`, `fit --preset …` of each tower without any other flag, `evaluate`. A teacher, a store or a run
+that is there is kept. OUT.json has all numbers, OUT.md the table.
 Shapes: B batch, S image side.
 """
 

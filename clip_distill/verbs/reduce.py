@@ -29,7 +29,7 @@ EXAMPLES = """\
 
 WIDTHS = (1024, 768, 512, 384, 256, 192, 128, 96, 64, 32)
 BYTES = {"float32": 4.0, "int8": 1.0, "1 bit": 1 / 8}  # of one number
-RECALLS = {"t2i_r10": "t2i R@10", "i2t_r10": "i2t R@10", "mean_recall": "mean recall"}
+RECALLS = {"t2i_r10": "t2i@10", "i2t_r10": "i2t@10", "mean_recall": "recall"}
 TOWERS = ("image", "text")
 SAMPLE = 2000  # rows of a tower to compare neighbours of, where no data is named
 
@@ -157,13 +157,14 @@ def _kept(measured: Measured, found: NDArray[np.float64], widths: list[int], see
 
 
 def _show(report: list[dict[str, Any]], root: str) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     shares = [tower for tower in TOWERS if f"{tower}_neighbours" in report[0]]
     recalls = {name: title for name, title in RECALLS.items() if name in report[0]}
-    heads = ["numbers", "as", "bytes", *(f"{tower} neighbours" for tower in shares), *recalls.values()]
-    table = Table(*heads, *["kept"][: len(recalls)], title=root)
+    heads = ["dim", "as", "bytes", *(f"{tower} 10-NN" for tower in shares), *recalls.values()]
+    table = Table(*heads, *["kept"][: len(recalls)], title=root, box=SIMPLE_HEAD)
     for row in report:
         cells = [str(row["dim"]), row["numbers"], f"{row['bytes']:,}"]
         cells += [f"{row[f'{tower}_neighbours']:.1f}%" for tower in shares] + [f"{row[name]:.1f}" for name in recalls]
