@@ -27,6 +27,7 @@ ROOMS = (
     ("pixels",),
     ("losses",),
     ("towers",),
+    ("runtimes",),
     ("system",),
 )
 BEGINS = ("train.begin", "train.online")  # the teacher is loaded there, or never

@@ -23,6 +23,7 @@ from clip_distill.benchmarking.inputs import Inputs
 from clip_distill.benchmarking.job import Array, Case, Job
 from clip_distill.benchmarking.variant import Variant
 from clip_distill.evaluation.recall import neighbour_overlap
+from clip_distill.runtimes import require_writer
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.talk import progress
 from clip_distill.towers.spec import WEIGHTS_FILE, TowerSpec, count_parameters, save_tower
@@ -67,7 +68,7 @@ class Settings:
                 f"{list(self.batch_sizes)}, {self.threads}, {self.repeats} and {self.tokens}"
             )
         if self.uses_onnx:
-            import clip_distill.exports.onnx_file  # noqa: F401
+            require_writer("onnx")
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,8 @@ def _files(folder: Path, subject: Subject, runtime: str) -> tuple[Path, int]:
         if not (folder / WEIGHTS_FILE).is_file():
             save_tower(folder, subject.spec, subject.module)
         return folder, (folder / WEIGHTS_FILE).stat().st_size
-    from clip_distill.exports.onnx_file import quantise
     from clip_distill.exports.program import export_tower
+    from clip_distill.exports.writers.onnx import quantise
 
     whole, small = folder / "fp32.onnx", folder / "int8.onnx"
     if not whole.is_file():

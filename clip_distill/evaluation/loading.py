@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from clip_distill.exports import ONNX_FILE
+from clip_distill.exports import TOWERS_FILE
 from clip_distill.store.ensemble import open_table
 from clip_distill.store.table import StoreError, require_same
 from clip_distill.system.errors import InvalidValue
@@ -47,15 +47,15 @@ def load_student(name: str, tower: Tower) -> tuple[TowerSpec, nn.Module]:
 
 
 def load_measured(name: str, tower: Tower) -> tuple[TowerSpec, nn.Module, int]:
-    """A student to measure: what `load_student` takes, or a folder of ONNX files that `clip-distill export` wrote.
+    """A student to measure: what `load_student` takes, or a folder of files that `clip-distill export` wrote.
 
     Returns:
-        Spec, module, and the number of its parameters, which an ONNX file does not keep as such.
+        Spec, module, and the number of its parameters, which a file does not keep as such.
     """
-    if (Path(name) / ONNX_FILE).is_file():
-        from clip_distill.exports.onnx_tower import load_onnx_tower
+    if (Path(name) / TOWERS_FILE).is_file():
+        from clip_distill.exports.file_tower import load_file_tower
 
-        return load_onnx_tower(Path(name), tower)
+        return load_file_tower(Path(name), tower)
     spec, module = load_student(name, tower)
     return spec, module, count_parameters(module)
 

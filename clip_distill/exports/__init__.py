@@ -7,11 +7,18 @@ TARGETS = {
     "open_clip": "clip_distill.exports.open_clip:write",
     "onnx": "clip_distill.exports.targets.onnx:ONNX",
     "onnx-uint8": "clip_distill.exports.targets.onnx:ONNX_UINT8",
+    "ort": "clip_distill.exports.targets.runtimes:ORT",
+    "openvino": "clip_distill.exports.targets.runtimes:OPENVINO",
+    "executorch": "clip_distill.exports.targets.runtimes:EXECUTORCH",
+    "litert": "clip_distill.exports.targets.runtimes:LITERT",
+    "coreml": "clip_distill.exports.targets.runtimes:COREML",
     "rclip": "clip_distill.exports.targets.rclip:RCLIP",
     "immich": "clip_distill.exports.targets.immich:IMMICH",
     "fastembed": "clip_distill.exports.targets.fastembed:FASTEMBED",
+    "picquery": "clip_distill.exports.targets.picquery:PICQUERY",
+    "queryable": "clip_distill.exports.targets.queryable:QUERYABLE",
     "transformers.js": "clip_distill.exports.targets.transformers_js:TRANSFORMERS_JS",
 }
 
-ONNX_FILE = "onnx.json"  # describes a folder of ONNX files
+TOWERS_FILE = "towers.json"  # says how the files of an exported folder are fed
 EXPORT_FILE = "export.json"  # says what made an exported folder, and what was measured

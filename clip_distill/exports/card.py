@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from clip_distill.exports import EXPORT_FILE, ONNX_FILE, TARGETS
+from clip_distill.exports import EXPORT_FILE, TARGETS, TOWERS_FILE
 from clip_distill.exports.target import Given, Target
 from clip_distill.system.files import read_json, sha256, write_bytes, write_json
 from clip_distill.system.registry import resolve
@@ -37,10 +38,17 @@ const { text_embeds } = await model(tokenizer(["a dog"], { padding: "max_length"
 ANY = """import clip_distill as cd
 model = cd.load("FOLDER")
 scores = model.encode_text(["a dog"]) @ model.encode_image(["photo.jpg"]).T"""
-DTYPES = {"fp32": "fp32", "fp16": "fp16", "int8": "q8"}
+DTYPES = {"fp32": "fp32", "fp16": "fp16", "int8": "q8", "int4": "q4"}
 
 
-def write_card(folder: Path, name: str, given: Given, students: dict[str, str | None]) -> None:
+def write_card(
+    folder: Path,
+    name: str,
+    given: Given,
+    students: Mapping[str, str | None],
+    recall: Mapping[str, Any],
+    short: Sequence[str],
+) -> None:
     """Write export.json, then README.md.
 
     Args:
@@ -48,19 +56,24 @@ def write_card(folder: Path, name: str, given: Given, students: dict[str, str | 
         name: Of the target.
         given: What was exported.
         students: Tower → what it was loaded from; None for the teacher's own.
+        recall: Of the files and of the students in torch; empty where it was not measured.
+        short: What fell short, and is not there.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     towers = {spec.tower: _facts(spec.tower, module, students) for spec, module in (given.image, given.text)}
-    if (folder / ONNX_FILE).is_file():
-        described = read_json(folder / ONNX_FILE)
+    if (folder / TOWERS_FILE).is_file():
+        described = read_json(folder / TOWERS_FILE)
+        towers = {tower: facts for tower, facts in towers.items() if tower in described}
         for tower, facts in towers.items():
-            facts["min_cosine_to_torch"] = described[tower]["min_cosine_to_torch"]
+            facts |= {key: value for key, value in described[tower].items() if key.endswith("_cosine_to_torch")}
     teacher = {key: given.teacher[key] for key in ("name", "weights_sha256", "embed_dim") if key in given.teacher}
     record = {
         "target": name,
         "weights": given.weights,
         "teacher": teacher,
         "towers": towers,
+        "recall": dict(recall),
+        "fell_short": list(short),
         "compared_on": {"photos": len(given.photos), "captions": len(given.captions)},
         "files": {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files},
         "versions": {package: found for package in VERSIONS if (found := _version(package))},
@@ -70,7 +83,7 @@ def write_card(folder: Path, name: str, given: Given, students: dict[str, str | 
     write_bytes(folder / "README.md", _card(record, given).encode())
 
 
-def _facts(tower: str, module: Any, students: dict[str, str | None]) -> dict[str, Any]:
+def _facts(tower: str, module: Any, students: Mapping[str, str | None]) -> dict[str, Any]:
     return {"student": students[tower], "parameters": count_parameters(module)}
 
 
@@ -89,7 +102,7 @@ def _card(record: dict[str, Any], given: Given) -> str:
     rows = []
     for tower, facts in record["towers"].items():
         whose = "student, 学生" if facts["student"] else "teacher's own, 老师原有的"
-        cosine = facts.get("min_cosine_to_torch")
+        cosine = facts.get("least_cosine_to_torch")
         rows.append(f"| {tower} | {whose} | {facts['parameters'] / 1e6:.2f}M | {'' if cosine is None else cosine} |")
     size = sum(file["bytes"] for file in record["files"].values()) / 1e6
     teacher, dim = record["teacher"], given.text[0].embed_dim

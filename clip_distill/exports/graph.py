@@ -43,6 +43,8 @@ class ImageGraph(nn.Module):
 
     scale: Tensor
     shift: Tensor
+    rows: Tensor
+    columns: Tensor
 
     def __init__(self, spec: TowerSpec, tower: nn.Module, file: ImageFile, output: Output) -> None:
         super().__init__()
@@ -59,6 +61,8 @@ class ImageGraph(nn.Module):
         self.same = bool((scale == 1).all() and (shift == 0).all())
         self.register_buffer("scale", scale.float()[:, None, None], persistent=False)
         self.register_buffer("shift", shift.float()[:, None, None], persistent=False)
+        for name, ours, theirs in zip(("rows", "columns"), self.side, sides(fed), strict=True):
+            self.register_buffer(name, resizing(ours, theirs) if self.resizes else None, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         if self.file.layout == "NHWC":
@@ -68,9 +72,16 @@ class ImageGraph(nn.Module):
         if not self.same:
             images = images * self.scale + self.shift
         if self.resizes:
-            images = F.interpolate(images, self.side, mode="bicubic", antialias=True, align_corners=False)
+            images = self.rows @ images @ self.columns.T
         embeddings: Tensor = self.output(self.tower(images))
         return embeddings
+
+
+def resizing(ours: int, theirs: int) -> Tensor:
+    """[s, S]: Pillow's bicubic resizing of one axis, which is linear; every runtime has products, few have the other."""
+    lines = torch.eye(theirs)[None, None]  # of one pixel each
+    resized: Tensor = F.interpolate(lines, (ours, theirs), mode="bicubic", antialias=True, align_corners=False)[0, 0]
+    return resized
 
 
 class TextGraph(nn.Module):
@@ -90,12 +101,13 @@ class TextGraph(nn.Module):
         self.pad, self.end = int(spec.tokenizer["pad_id"]), end_of(spec)
         self.fed = fed_length(spec, file)
         self.whole = not spec.causal  # it must see all C places
+        self.kind = torch.int64 if file.dtype == "int64" else torch.int32  # throughout: phones' runtimes lack the other
 
     def forward(self, ids: Tensor) -> Tensor:
-        ids = ids.long()
+        ids = ids.to(self.kind)
         if self.end is not None:
-            ended = (ids == self.end).long()
-            behind = ended.cumsum(1) - ended > 0
+            ended = (ids == self.end).to(self.kind)
+            behind = ended.cumsum(1, dtype=self.kind) - ended > 0
             ids = torch.where(behind, torch.full_like(ids, self.pad), ids)
         if self.fed is not None and self.fed > self.context:
             ids = self._cut(ids)
@@ -131,9 +143,9 @@ def fed_length(spec: TowerSpec, file: TextFile) -> int | None:
 
 def fed_preprocess(spec: TowerSpec, file: ImageFile) -> dict[str, Any]:
     """The tower's preprocessing as the program does it: its size, mean and std where it fixes them."""
-    if file.dtype == "uint8":  # the graph divides by 255 and normalises
-        return spec.preprocess | {"mean": [0.0] * 3, "std": [1.0] * 3}
     own = spec.preprocess | ({"size": file.size} if file.size else {})
+    if file.dtype == "uint8":  # the graph divides by 255 and normalises
+        return own | {"mean": [0.0] * 3, "std": [1.0] * 3}
     return own | ({"mean": list(file.mean)} if file.mean else {}) | ({"std": list(file.std)} if file.std else {})
 
 

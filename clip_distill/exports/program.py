@@ -1,4 +1,4 @@
-"""Both towers as the ONNX files of a program, and onnx.json, which says how they are fed.
+"""Both towers as the files of a program, and towers.json, which says how they are fed.
 
 Shapes: B images or captions, L tokens, C context length, S image side, D embedding.
 """
@@ -16,14 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clip_distill.exports import ONNX_FILE
+from clip_distill.exports import TOWERS_FILE
 from clip_distill.exports.graph import ImageGraph, Output, TextGraph, fed_length, fed_preprocess, sides
-from clip_distill.exports.onnx_file import as_batches, save_graph
 from clip_distill.exports.open_clip import PROBES
-from clip_distill.exports.target import Given, Photos, Pixels, Target, Weights
+from clip_distill.exports.save import FellShort, Fidelity, save_graph
+from clip_distill.exports.target import Given, Graph, Photos, Pixels, Target, Weights
 from clip_distill.exports.targets.onnx import ONNX
 from clip_distill.pixels.photos import BadImage, Photo, read_bytes_of
 from clip_distill.pixels.plain import plain_view, to_array, to_input
+from clip_distill.runtimes import RUNTIMES
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.files import write_json
 from clip_distill.system.talk import progress
@@ -32,31 +33,50 @@ from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import TowerSpec, count_parameters
 
 MOST_CAPTIONS = 256  # of the user's, compared on
-NOISE = 3  # photos of noise, compared on
+NOISE = 3  # photos of noise, compared on where there are no others
+BATCH = 16  # photos of a calibration step
 
 
-def write(target: Target, folder: Path, given: Given) -> None:
-    """Write both towers for a program, with what else it reads, and onnx.json; each file is run and compared.
+def write(target: Target, folder: Path, given: Given) -> list[str]:
+    """Write both towers for a program, with what else it reads, and towers.json; each file is run and compared.
 
     Args:
         target: The program's record.
         folder: Empty folder.
         given: What is exported.
 
+    Returns:
+        What fell short, a line each; a tower's file that did is not there.
+
     Raises:
-        InvalidValue: A tower doesn't fit the program, can't be exported, or ONNX Runtime gives other embeddings.
+        FellShort: Both towers' files did.
+        InvalidValue: A tower doesn't fit the program, or can't be exported.
     """
     require_fit(target, given)
     keys = ("name", "weights_sha256", "embed_dim", "logit_scale", "logit_bias")
     info = {key: given.teacher[key] for key in keys if key in given.teacher}
-    described: dict[str, Any] = {"target": target.name, "weights": given.weights, "teacher": info}
+    described: dict[str, Any] = {
+        "target": target.name,
+        "runtime": target.runtime,
+        "weights": given.weights,
+        "teacher": info,
+    }
+    short = []
     for spec, module in (given.image, given.text):
         file = target.place(getattr(target, spec.tower).file, given.weights)
-        cosine = export_tower(folder / file, spec, module, given.weights, target, given.photos, given.captions)
-        made = {"file": file, "parameters": count_parameters(module), "min_cosine_to_torch": round(cosine, 6)}
+        try:
+            found = export_tower(folder / file, spec, module, given.weights, target, given)
+        except FellShort as error:
+            short.append(str(error))
+            continue
+        cosines = {f"{kind}_cosine_to_torch": None if c is None else round(c, 6) for kind, c in vars(found).items()}
+        made = {"file": file, "parameters": count_parameters(module), **cosines}
         described[spec.tower] = describe(spec, target) | made
+    if len(short) == 2:
+        raise FellShort("; ".join(short))
     target.beside(folder, given)
-    write_json(folder / ONNX_FILE, described)
+    write_json(folder / TOWERS_FILE, described)
+    return short
 
 
 def require_fit(target: Target, given: Given) -> None:
@@ -110,45 +130,49 @@ def export_tower(
     module: nn.Module,
     weights: Weights = "fp32",
     target: Target = ONNX,
-    photos: Photos = (),
-    captions: Sequence[str] = (),
-) -> float:
+    given: Given | None = None,
+) -> Fidelity:
     """Write one tower as a program calls it, run it, compare it with torch, and only then give the file its name.
 
     Args:
         path: The file.
         spec: Of the tower.
         module: The tower, on the CPU; its mode is left as it was.
-        weights: fp32, fp16 or int8.
+        weights: fp32, fp16, int8 or int4.
         target: The program. By default `pixels` float32 [B, 3, S, S] or `tokens` int64 [B, L] go in,
             `image_features` or `text_features` float32 [B, D], not normalised, come out; B, and L from 2 to C,
             are free.
-        photos: The user's own, to set int8's ranges by and to compare on.
-        captions: To compare on.
-
-    Returns:
-        The least cosine with torch's embeddings among what was compared.
+        given: Whose photos set int8's ranges, and whose photos and captions are compared on.
 
     Raises:
-        InvalidValue: The tower can't be exported, is too large, or onnxruntime gives other embeddings.
+        FellShort: The runtime gives other embeddings.
+        InvalidValue: The tower can't be exported, or is too large.
     """
     output = Output(spec.embed_dim, target.width(spec.embed_dim), target.unit)
-    dynamic = {0: torch.export.Dim("batch", min=1, max=1 << 16)}
+    single = RUNTIMES[target.runtime].single
+    free = {} if single else {0: torch.export.Dim("batch", min=1, max=1 << 16)}
     calibration: list[Any] = []
     if spec.tower == "image":
         graph: nn.Module = ImageGraph(spec, module, target.image, output)
-        calibration = as_batches(fed_photos(spec, target, render(spec, target, photos))) if photos else []
-        probes = [torch.from_numpy(batch) for batch in [fed_photos(spec, target, noise(spec, target)), *calibration]]
+        if given is not None and given.photos:
+            calibration = as_batches(fed_photos(spec, target, render(spec, target, given.photos)))
+        probes = [torch.from_numpy(b) for b in calibration or [fed_photos(spec, target, noise(spec, target))]]
         names, example = (target.image.input, target.image.output), probes[0][:2]
     else:
         graph = TextGraph(spec, module, target.text, output)
-        probes = text_probes(spec, target, captions)
+        probes = text_probes(spec, target, given.captions if given is not None else ())
         names, example = (target.text.input, target.text.output), probes[0][:2]
         if fed_length(spec, target.text) is None:
             example = example[:, : max(2, example.shape[1] // 2)]
-            dynamic[1] = torch.export.Dim("length", min=2, max=spec.tokenizer["context_length"])
+            free[1] = torch.export.Dim("length", min=2, max=spec.tokenizer["context_length"])
     graph.train(module.training)
-    return save_graph(path, graph, example, dynamic, names, weights, probes, calibration)
+    made = Graph(graph, example, free, names, weights, calibration)
+    return save_graph(path, made, target.runtime, probes, given.min_cosine if given is not None else None)
+
+
+def as_batches(rows: NDArray[Any]) -> list[NDArray[Any]]:
+    """Rows in calibration's batches."""
+    return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
 
 
 def fed_photos(spec: TowerSpec, target: Target, photos: Sequence[Pixels]) -> NDArray[Any]:
@@ -188,7 +212,7 @@ def text_probes(spec: TowerSpec, target: Target, captions: Sequence[str]) -> lis
     length = fed_length(spec, target.text)
     own = TokenizerSpec(**spec.tokenizer)
     tokenizer = dataclasses.replace(own, context_length=length or own.context_length)
-    kind = torch.int32 if target.text.dtype == "int32" else torch.int64
+    kind = {"int64": torch.int64, "int32": torch.int32, "float32": torch.float32}[target.text.dtype]
     tokens = tokenize(tokenizer, [*PROBES, *captions[:MOST_CAPTIONS]])
     probes = [tokens.pad(tokenizer.pad_id, tokenizer.context_length)]
     if length is None:

@@ -9,21 +9,23 @@ Shapes: B batch, S image side, L tokens, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from clip_distill.runtimes import RUNTIMES
 from clip_distill.towers.spec import TowerSpec
 
 Loaded = tuple[TowerSpec, nn.Module]
-Weights = Literal["fp32", "fp16", "int8"]
+Weights = Literal["fp32", "fp16", "int8", "int4"]
 Pixels = NDArray[np.uint8]
 Photos = Sequence[dict[str, Any]]
+Feed = Sequence[NDArray[Any]]  # batches of one input
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -36,10 +38,11 @@ class Given:
         image: Spec and module of the image tower, on the CPU.
         text: Spec and module of the text tower, on the CPU.
         teacher: Record of the teacher, whose `logit_scale` (and `logit_bias`, for SigLIP) travels along.
-        weights: fp32, fp16 or int8.
+        weights: fp32, fp16, int8 or int4.
         photos: Some of the user's own, as `corpus.layout` lists them (path, offset, size), to set int8's ranges by and
             to compare on; without them convolutions stay in float32.
         captions: The user's own captions, to compare on beside made-up ones.
+        min_cosine: Enough, to the student in torch; None: by `weights`.
     """
 
     image: Loaded
@@ -48,6 +51,28 @@ class Given:
     weights: Weights = "fp32"
     photos: Photos = ()
     captions: Sequence[str] = ()
+    min_cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A tower as a program calls it, for a runtime's writer.
+
+    Args:
+        module: On the CPU, in eval mode.
+        example: An input [B, …].
+        free: Axis → `torch.export.Dim`, for those of the input that are free.
+        names: Of input and output.
+        weights: fp32, fp16, int8 or int4.
+        calibration: Batches that int8's ranges of activations are set by.
+    """
+
+    module: nn.Module
+    example: Tensor
+    free: Mapping[int, Any]
+    names: tuple[str, str]
+    weights: Weights = "fp32"
+    calibration: Feed = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +115,7 @@ class TextFile:
     file: str
     input: str
     output: str
-    dtype: Literal["int64", "int32"] = "int64"
+    dtype: Literal["int64", "int32", "float32"] = "int64"
     length: int | Literal["context", "free"] = "free"
 
 
@@ -109,6 +134,7 @@ class Target:
         beside: Writes what else the program reads, given the folder and what is exported.
         suffixes: Weights → what the program's file names end in.
         licence: Of files that are copied from elsewhere, a line for the card; empty: none.
+        runtime: What runs the files, of `runtimes.RUNTIMES`.
     """
 
     name: str
@@ -121,6 +147,7 @@ class Target:
     beside: Callable[[Path, Given], None] = field(default=lambda folder, given: None)
     suffixes: dict[str, str] = field(default_factory=dict)
     licence: str = ""
+    runtime: str = "onnx"
 
     def width(self, dim: int) -> int:
         """The width of the outputs for embeddings of D numbers; D itself where the program takes any."""
@@ -128,4 +155,4 @@ class Target:
 
     def place(self, file: str, weights: str) -> str:
         """A file's path within the folder."""
-        return f"{file}{self.suffixes.get(weights, '')}.onnx"
+        return f"{file}{self.suffixes.get(weights, '')}{RUNTIMES[self.runtime].suffix}"

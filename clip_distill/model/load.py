@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_distill.exports import ONNX_FILE
+from clip_distill.exports import TOWERS_FILE
 from clip_distill.model.model import Model
 from clip_distill.system.arguments import Place
 from clip_distill.system.errors import InvalidValue, NotFound
@@ -63,8 +63,8 @@ def _encoders(name: str, tower: str | None, device: str) -> dict[str, Encoder]:
         InvalidValue: The wanted one is not there.
     """
     folder = Path(name)
-    if (folder / ONNX_FILE).is_file():
-        found: Mapping[str, Encoder] = _onnx(folder, tower, device)
+    if (folder / TOWERS_FILE).is_file():
+        found: Mapping[str, Encoder] = _exported(folder, tower, device)
     elif folder.is_dir() and not (folder / OPEN_CLIP_FILE).is_file():
         found = _student(folder, device)
     else:
@@ -74,12 +74,12 @@ def _encoders(name: str, tower: str | None, device: str) -> dict[str, Encoder]:
     return {each: encoder for each, encoder in found.items() if tower in (None, each)}
 
 
-def _onnx(folder: Path, tower: str | None, device: str) -> dict[str, Encoder]:
-    from clip_distill.model.in_onnx import OnnxEncoder
+def _exported(folder: Path, tower: str | None, device: str) -> dict[str, Encoder]:
+    from clip_distill.model.in_file import FileEncoder
 
-    info = read_json(folder / ONNX_FILE)
+    info = read_json(folder / TOWERS_FILE)
     wanted = [each for each in TOWERS if each in info and tower in (None, each)]
-    return {each: OnnxEncoder(folder, info[each], info["teacher"], device) for each in wanted}
+    return {each: FileEncoder(folder, info["runtime"], info[each], info["teacher"], device) for each in wanted}
 
 
 def _student(folder: Path, device: str) -> dict[str, Encoder]:
@@ -93,7 +93,7 @@ def _student(folder: Path, device: str) -> dict[str, Encoder]:
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise NotFound(
             f"{folder}: expected a run's folder (student/{TOWER_FILE}, written when `fit` ends), a student's "
-            f"({TOWER_FILE}) or an export's ({ONNX_FILE} or {OPEN_CLIP_FILE}), found {there}"
+            f"({TOWER_FILE}) or an export's ({TOWERS_FILE} or {OPEN_CLIP_FILE}), found {there}"
         )
     return {spec.tower: TorchEncoder(spec, module, device) for spec, module in students}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clip_distill.corpus.layout import Sources
-from clip_distill.exports import EXPORT_FILE, ONNX_FILE, TARGETS
+from clip_distill.exports import EXPORT_FILE, TARGETS, TOWERS_FILE
 from clip_distill.system.arguments import Place, plain, spelt
 from clip_distill.system.errors import AlreadyExists, InvalidValue
 from clip_distill.system.talk import say
@@ -18,7 +18,7 @@ from clip_distill.system.talk import say
 if TYPE_CHECKING:
     from torch import nn
 
-    from clip_distill.exports.target import Given
+    from clip_distill.evaluation.exported import Held, Job, Writer
     from clip_distill.towers.spec import Tower, TowerSpec
 
 EXAMPLES = """\
@@ -34,7 +34,7 @@ EXAMPLES = """\
   # the teacher lies elsewhere now
   clip-distill export --teacher local-dir:moved/clip --image_student runs/image --out exported --overwrite true"""
 
-MARKS = ("open_clip_config.json", ONNX_FILE, EXPORT_FILE)  # one of them is in every folder that was exported
+MARKS = ("open_clip_config.json", TOWERS_FILE, EXPORT_FILE)  # one of them is in every folder that was exported
 
 
 def export(
@@ -44,16 +44,19 @@ def export(
     image_student: Place | None = None,
     text_student: Place | None = None,
     to: str | type[Any] = "open_clip",
-    weights: Literal["fp32", "fp16", "int8"] = "fp32",
+    weights: Literal["fp32", "fp16", "int8", "int4"] = "fp32",
     calibrate: Place | None = None,
     photos: int = 256,
+    min_cosine: float | None = None,
+    max_points_lost: float = 1.0,
     overwrite: bool = False,
     sources: Sources = Sources(),  # noqa: B008 - frozen, so one instance serves all calls
 ) -> Path | None:
     """Write a student, with the teacher's other tower or the other student, as a folder for other programs.
 
     Every file is loaded by the runtime that reads it, run, and compared with the student, before the folder is there.
-    export.json says what was measured, README.md how the folder is used.
+    What falls short is left out, and the command fails; what was good is kept. export.json says what was measured,
+    README.md how the folder is used.
 
     Args:
         out: Folder to write; of several targets, each is a folder in it.
@@ -61,12 +64,14 @@ def export(
         teacher: The teacher's name, where it has another one now than the store or the student says.
         image_student: Run folder of an image student.
         text_student: Run folder of a text student.
-        to: What for, several with commas; `list` shows all: open_clip, onnx, onnx-uint8, rclip, immich, fastembed,
-            transformers.js, or module:Attr of your own.
-        weights: fp32; fp16, half the size; int8, a quarter. Of ONNX files.
+        to: What for, several with commas; `list` shows all, with what each needs; or module:Attr of your own.
+        weights: fp32; fp16, half the size; int8, a quarter; int4, matrices and the token table an eighth.
         calibrate: Data folder whose training photos set the ranges of int8's numbers, convolutions' among them, and
-            whose captions are compared on. Without it convolutions stay in float32.
+            whose validation captions and photos are compared on. Without it convolutions stay in float32.
         photos: How many of them.
+        min_cosine: Enough, between a file and its student: of fp32 (0.9999) and fp16 (0.999) the least of all samples,
+            of int8 (0.99) and int4 (0.97) the mean.
+        max_points_lost: Of text→image R@10 on the validation photos and captions of `calibrate`, for each file.
         overwrite: Replace an earlier export in `out`.
         sources: As for embed, beside `calibrate` or instead of it: other places for parts of the data.
 
@@ -80,6 +85,7 @@ def export(
         >>> cd.load(cd.export(text_student=RUN, out=OUT)).towers
         ('image', 'text')
     """
+    from clip_distill.evaluation.exported import Job
     from clip_distill.exports.target import Given
 
     names = plain(to).split(",")
@@ -94,21 +100,31 @@ def export(
         _require_free(folder, overwrite)
     students = {"image": spelt(image_student), "text": spelt(text_student)}
     towers, info = _load_towers(students, spelt(store), teacher)  # type: ignore[arg-type]
-    own_photos, captions = _own_data(calibrate, sources, photos)
-    given = Given(towers["image"], towers["text"], info, weights, own_photos, captions)
+    own_photos, captions, held = _own_data(calibrate, sources, photos, towers)
+    given = Given(towers["image"], towers["text"], info, weights, own_photos, captions, min_cosine)
+    job = Job(given, students, teacher, held, max_points_lost)
+    short = []
     for name, folder in folders.items():
-        _write_aside(folder, partial(_write_all, writers[name], name, given, teacher, students))
-        say(f"{folder}: written, read back and compared")
+        found: list[str] = []
+        _write_aside(folder, partial(_write_one, job, writers[name], name, found))
+        say(f"{folder}: written, read back and compared" if not found else f"{folder}: without what fell short")
+        short += [f"{folder}: {each}" for each in found]
         if name == "open_clip":
             say(
                 "\nimport open_clip\n"
                 f"model, _, preprocess = open_clip.create_model_and_transforms({f'local-dir:{folder}'!r})\n"
                 f"tokenizer = open_clip.get_tokenizer({f'local-dir:{folder}'!r})"
             )
+    if short:
+        raise InvalidValue("\n".join(short))
     return Path(out)
 
 
-def _writer(name: str) -> Callable[[Path, Given], None]:
+def _write_one(job: Job, write: Writer, name: str, short: list[str], aside: Path) -> None:
+    short += job.write(write, name, aside)
+
+
+def _writer(name: str) -> Writer:
     """The function that writes a target.
 
     Raises:
@@ -125,36 +141,25 @@ def _writer(name: str) -> Callable[[Path, Given], None]:
     return partial(write, found)
 
 
-def _write_all(
-    write: Callable[[Path, Given], None],
-    name: str,
-    given: Given,
-    teacher: str | None,
-    students: dict[str, str | None],
-    aside: Path,
-) -> None:
-    from clip_distill.exports.card import write_card
-
-    write(aside, given)
-    _copy_map(aside, given.teacher, teacher)
-    write_card(aside, name, given, students)
-
-
-def _own_data(calibrate: Place | None, sources: Sources, count: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """Evenly spaced training photos, or validation's where there are none, and captions; nothing without data.
+def _own_data(
+    calibrate: Place | None, sources: Sources, count: int, towers: dict[Tower, tuple[TowerSpec, nn.Module]]
+) -> tuple[list[dict[str, Any]], list[str], Held | None]:
+    """Evenly spaced training photos, or validation's where there are none, captions, and what recall is measured on.
 
     Raises:
         InvalidValue: The data has no photos.
     """
     from clip_distill.corpus.layout import scan
+    from clip_distill.evaluation.exported import Held
 
     if calibrate is None and sources == Sources():
-        return [], []
+        return [], [], None
     corpus = scan(spelt(calibrate), sources)
     images = corpus.train.images if corpus.train.images.num_rows else corpus.val.require_images()
     step = max(1, images.num_rows // max(1, count))
     captions = corpus.val.captions if corpus.val.captions.num_rows else corpus.train.captions
-    return images.to_pylist()[::step][:count], captions.column("text").to_pylist()[:count]
+    texts: list[str] = captions.column("text").to_pylist()[:count]
+    return images.to_pylist()[::step][:count], texts, Held.of(corpus, towers)
 
 
 def _show_targets() -> None:
@@ -198,17 +203,6 @@ def _load_towers(
     for tower, (spec, _) in towers.items():
         require_taught_by(titles[tower], spec, info)
     return towers, info
-
-
-def _copy_map(folder: Path, info: dict[str, Any], teacher: str | None) -> None:
-    """Of a teacher that was reduced, the map goes along: what the parent embedded is reduced by it, too."""
-    from clip_distill.towers.reduction import MAP_FILE, PREFIX, read_reduction
-
-    name = teacher or info["name"]
-    if name.startswith(PREFIX):
-        place = Path(name.removeprefix(PREFIX))
-        read_reduction(place)
-        shutil.copyfile(place / MAP_FILE, folder / MAP_FILE)
 
 
 def _require_free(folder: Path, overwrite: bool) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clip_distill.corpus.layout import Corpus, Sources
+from clip_distill.evaluation.reduce import EXAMPLES as REDUCE
+from clip_distill.evaluation.reduce import reduce
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.talk import say
-from clip_distill.verbs.reduce import EXAMPLES as REDUCE
-from clip_distill.verbs.reduce import reduce
 
 if TYPE_CHECKING:
     from clip_distill.store.clip_retrieval import Column

@@ -54,7 +54,7 @@ def test_a_runtime_that_fails_is_reported_and_the_others_go_on(tiny_runs: dict[s
     settings = Settings(runtimes=("onnx", "eager"), batch_sizes=(1,), threads=1, repeats=1)
     eager, onnx = measure([Subject("student", "tiny", spec, module)], Inputs(None, 2), settings)
     assert eager["cosine"] == pytest.approx(1)
-    assert onnx["failed"].startswith("InvalidValue: ONNX: torch can't export this image tower")
+    assert onnx["failed"].startswith("InvalidValue: ONNX: torch can't export this tower")
     assert "cases" not in onnx
 
 

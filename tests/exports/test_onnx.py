@@ -17,8 +17,10 @@ from torch.nn import functional as F
 onnx = pytest.importorskip("onnx")
 
 from clip_distill.cli import main as cli
-from clip_distill.exports.onnx_file import least_cosine, quantise
 from clip_distill.exports.program import describe, export_tower
+from clip_distill.exports.save import compare
+from clip_distill.exports.writers.onnx import quantise
+from clip_distill.runtimes import open_file
 from clip_distill.system.files import read_json
 from clip_distill.tokens.encode import load_tokenizer, tokenize
 from clip_distill.tokens.spec import TokenizerSpec
@@ -61,13 +63,13 @@ def test_the_text_file_embeds_captions_cut_to_any_length(
 
 
 def test_the_json_says_how_the_files_are_fed(exported: Path, tiny_runs: dict[str, Path]) -> None:
-    info = read_json(exported / "onnx.json")
+    info = read_json(exported / "towers.json")
     for tower in ("image", "text"):
         spec, _ = load_tower(tiny_runs[tower])
         session = onnxruntime.InferenceSession(exported / info[tower]["file"], providers=["CPUExecutionProvider"])
         for kind, (value,) in (("input", session.get_inputs()), ("output", session.get_outputs())):
             assert (value.name, value.shape) == (info[tower][kind]["name"], info[tower][kind]["shape"])
-        assert info[tower]["min_cosine_to_torch"] > 0.9999
+        assert info[tower]["least_cosine_to_torch"] > 0.9999
         assert info["teacher"]["embed_dim"] == info[tower]["output"]["shape"][1] == spec.embed_dim
     assert load_tokenizer(TokenizerSpec(**info["text"]["tokenizer"]))(["a dog"]).shape == (1, 77)
     assert info["image"]["preprocess"]["std"] == [0.25] * 3
@@ -96,13 +98,14 @@ def test_other_embeddings_are_found_and_leave_no_file(
 ) -> None:
     spec, module = load_tower(tiny_runs["image"])
     probes = [torch.randn(2, 3, 32, 32)]
-    assert least_cosine(exported / "image.onnx", module, probes) > 0.9999
-    assert least_cosine(exported / "image.onnx", spec.build().eval(), probes) < 0.9
+    opened = open_file("onnx", exported / "image.onnx")
+    assert compare(opened, module, probes).least > 0.9999
+    assert compare(opened, spec.build().eval(), probes).mean < 0.9
     unlike = dataclasses.replace(spec, preprocess=spec.preprocess | {"size": 48})  # its tower takes 32 only
-    with pytest.raises(ValueError, match="torch can't export image"):
+    with pytest.raises(ValueError, match="torch can't export this tower"):
         export_tower(tmp_path / "image.onnx", unlike, spec.build())
-    monkeypatch.setattr("clip_distill.exports.onnx_file.MIN_COSINE", {"int8": 0.999999})
-    with pytest.raises(ValueError, match=r"other embeddings for image.onnx \(int8\): expected cosine ≥ 0.999999"):
+    monkeypatch.setattr("clip_distill.exports.save.MEAN", {"int8": 0.9999999})
+    with pytest.raises(ValueError, match=r"image.onnx \(int8\): expected a mean cosine ≥ 0.9999999 with the student"):
         export_tower(tmp_path / "image.onnx", spec, module, "int8")
     assert list(tmp_path.iterdir()) == []
 
@@ -111,7 +114,7 @@ def test_a_text_tower_that_sees_padding_is_given_all_of_it(tiny_runs: dict[str, 
     causal, _ = load_tower(tiny_runs["text"])
     spec = dataclasses.replace(causal, cfg=causal.cfg | {"no_causal_mask": True, "pool_type": "last"})
     module = spec.build()  # in training mode, as `fit` has it
-    assert export_tower(tmp_path / "text.onnx", spec, module) > 0.9999
+    assert export_tower(tmp_path / "text.onnx", spec, module).least > 0.9999
     assert module.training
     (source,) = onnxruntime.InferenceSession(tmp_path / "text.onnx").get_inputs()
     assert source.shape == describe(spec)["input"]["shape"] == ["batch", "length"]
@@ -130,7 +133,7 @@ def test_an_export_is_replaced_only_when_asked(exported: Path, tiny_runs: dict[s
         cli.main(argv)
     before = (exported / "text.onnx").stat().st_size
     cli.main([*argv, "--overwrite", "true"])
-    assert read_json(exported / "onnx.json")["weights"] == "int8"
+    assert read_json(exported / "towers.json")["weights"] == "int8"
     assert (exported / "text.onnx").stat().st_size < 0.35 * before
     names = sorted(path.name for path in exported.iterdir())
-    assert names == ["README.md", "export.json", "image.onnx", "onnx.json", "text.onnx"]
+    assert names == ["README.md", "export.json", "image.onnx", "text.onnx", "towers.json"]

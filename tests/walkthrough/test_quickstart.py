@@ -178,7 +178,7 @@ def test_photos_or_sentences_are_enough(
     evaluation = json.loads((out / "evaluation.json").read_text())
     assert list(evaluation["students"]) == towers
     assert all(student["match"]["match_r10"] > 0 for student in evaluation["students"].values())
-    assert result["rows"] == [] and "--preset best" in shown and "--format onnx" in shown
+    assert result["rows"] == [] and "--preset best" in shown and "--to onnx" in shown
     model = open_clip.create_model(f"local-dir:{result['exported']}").eval()
     for tower in towers:
         own = load_tower(out / "runs" / tower)[1].get_parameter("positional_embedding")

@@ -6,16 +6,15 @@ import importlib.resources
 import shutil
 from pathlib import Path
 
-from clip_distill.exports.target import CLIP_MEAN, CLIP_STD, Given, ImageFile, Target, TextFile
+from clip_distill.exports.target import CLIP_MEAN, CLIP_STD, ImageFile, Target, TextFile
 
 MODEL = "ViT-B-32-256-datacomp_s34b_b86k"
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
 
 
-def copy_merges(folder: Path, given: Given) -> None:
-    """CLIP's list of merges, where rclip looks for it."""
-    place = folder / "tokenizer" / MERGES
-    place.parent.mkdir(parents=True)
+def copy_merges(place: Path) -> None:
+    """CLIP's list of merges."""
+    place.parent.mkdir(parents=True, exist_ok=True)
     with importlib.resources.as_file(importlib.resources.files("open_clip") / MERGES) as merges:
         shutil.copyfile(merges, place)
 
@@ -27,6 +26,6 @@ RCLIP = Target(
     text=TextFile(f"{MODEL}/textual", "input", "output", length=77),
     widths=(512,),
     tokenizers=("clip",),
-    beside=copy_merges,
+    beside=lambda folder, given: copy_merges(folder / "tokenizer" / MERGES),
     licence=f"tokenizer/{MERGES}: CLIP's list of merges, of OpenAI, MIT",
 )

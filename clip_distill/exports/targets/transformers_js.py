@@ -39,5 +39,5 @@ TRANSFORMERS_JS = Target(
     text=TextFile("onnx/text_model", "input_ids", "text_embeds"),
     tokenizers=FILES,
     beside=write_beside,
-    suffixes={"fp16": "_fp16", "int8": "_quantized"},
+    suffixes={"fp16": "_fp16", "int8": "_quantized", "int4": "_q4"},
 )

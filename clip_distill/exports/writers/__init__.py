@@ -1,0 +1,1 @@
+"""One tower as one file: a module for each runtime, each with `write(path, graph)`."""

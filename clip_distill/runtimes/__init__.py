@@ -1,0 +1,107 @@
+"""What runs an exported file: a row for each runtime. Reading the table imports none of them, and none needs torch.
+
+Shapes: B batch, D embedding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clip_distill.system.errors import InvalidValue, MissingPackage
+from clip_distill.system.registry import resolve
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file, ready to run.
+
+    Args:
+        run: Inputs [B, …] → float32 [B, D].
+        device: Where: cpu, cuda.
+    """
+
+    run: Callable[[NDArray[Any]], NDArray[np.float32]]
+    device: str
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A kind of file.
+
+    Args:
+        suffix: Of its name.
+        reader: `module:Attr` of `(path, device) -> Opened`; empty where it can't run on the machine that exports.
+        writer: `module:Attr` of `(path, Graph) -> None`.
+        weights: fp32, fp16, int8, int4: those that it can have.
+        needs: What pip installs for it.
+        single: Whether it takes one sample a time, of a fixed length.
+    """
+
+    suffix: str
+    reader: str
+    writer: str
+    weights: tuple[str, ...]
+    needs: str
+    single: bool = False
+
+
+def _row(suffix: str, name: str, weights: str, needs: str, single: bool = False, runs: bool = True) -> Runtime:
+    reader = f"clip_distill.runtimes.{name}:open_file" if runs else ""
+    return Runtime(suffix, reader, f"clip_distill.exports.writers.{name}:write", tuple(weights.split()), needs, single)
+
+
+RUNTIMES = {
+    "onnx": _row(".onnx", "onnx", "fp32 fp16 int8 int4", "'clip-distill[onnx]'"),
+    "ort": _row(".ort", "ort", "fp32 fp16 int8", "'clip-distill[onnx]'"),
+    "openvino": _row(".xml", "openvino", "fp32 fp16 int8", "'clip-distill[openvino]'"),
+    "executorch": _row(".pte", "executorch", "fp32 fp16", "'clip-distill[executorch]'", single=True),
+    "litert": _row(".tflite", "litert", "fp32 int8", "'clip-distill[litert]'", single=True),
+    "coreml": _row(".mlpackage", "coreml", "fp32 fp16 int8", "'clip-distill[coreml]'", single=True, runs=False),
+}
+
+
+def open_file(runtime: str, path: Path | str, device: str = "auto") -> Opened:
+    """Load a file into its runtime.
+
+    Args:
+        runtime: A key of RUNTIMES.
+        path: The file.
+        device: auto, cpu, cuda.
+
+    Raises:
+        MissingPackage: The runtime is not installed.
+        InvalidValue: It can't run on this machine, or not on that device.
+    """
+    row = RUNTIMES[runtime]
+    if not row.reader:
+        raise InvalidValue(f"{path}: {runtime} files run on Apple's systems alone")
+    return needing(row, row.reader)(os.fspath(path), device)
+
+
+def require_writer(runtime: str) -> Any:
+    """The function that writes a runtime's files: `(path, Graph) -> None`.
+
+    Raises:
+        MissingPackage: What it needs is not installed.
+    """
+    return needing(RUNTIMES[runtime], RUNTIMES[runtime].writer)
+
+
+def needing(row: Runtime, target: str) -> Any:
+    """What `module:Attr` names.
+
+    Raises:
+        MissingPackage: A package that its module imports is not installed.
+    """
+    try:
+        return resolve("runtime", {}, target)
+    except ImportError as error:
+        hint = f"install it with: pip install {row.needs}"
+        raise MissingPackage(f"{row.suffix} files need {error.name}; {hint}") from error

@@ -1,0 +1,37 @@
+"""ONNX Runtime, for .onnx and .ort files."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+
+from clip_distill.runtimes import Opened
+from clip_distill.system.errors import InvalidValue
+
+
+def open_file(path: str, device: str = "auto") -> Opened:
+    """Load a file. Half-precision graphs crash at onnxruntime's last level of optimisation, so it is left out."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    session = onnxruntime.InferenceSession(path, options, providers=providers(device))
+    source = session.get_inputs()[0].name
+    on_gpu = session.get_providers()[0].startswith("CUDA")
+    return Opened(
+        lambda inputs: np.asarray(session.run(None, {source: inputs})[0], np.float32), "cuda" if on_gpu else "cpu"
+    )
+
+
+def providers(device: str) -> list[str]:
+    """Where onnxruntime runs.
+
+    Raises:
+        InvalidValue: It can't run there.
+    """
+    there = onnxruntime.get_available_providers()
+    kind = device.partition(":")[0]
+    if kind == "cuda" and "CUDAExecutionProvider" not in there:
+        raise InvalidValue(f"device {device!r}: expected an onnxruntime with CUDA (onnxruntime-gpu), found {there}")
+    if kind not in ("auto", "cpu", "cuda"):
+        raise InvalidValue(f"device {device!r}: expected auto, cpu or cuda for ONNX files")
+    on_gpu = kind in ("auto", "cuda") and "CUDAExecutionProvider" in there
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"] if on_gpu else ["CPUExecutionProvider"]
