@@ -16,6 +16,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from wrapt import register_post_import_hook
+
 if TYPE_CHECKING:
     from clip_distill.benchmarking.report import BenchmarkReport as BenchmarkReport
     from clip_distill.corpus.layout import Sources as Sources
@@ -74,6 +76,9 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)
+
+# Whenever timm is imported, before or after this: its name for `timm_cut` students, by which open_clip loads them
+register_post_import_hook("clip_distill.towers.registered:add", "timm.models")
 
 
 def __getattr__(name: str) -> Any:

@@ -78,7 +78,7 @@ class ImageGraph(nn.Module):
 
 
 def resizing(ours: int, theirs: int) -> Tensor:
-    """[s, S]: Pillow's bicubic resizing of one axis, which is linear; every runtime has products, few have the other."""
+    """[s, S]: bicubic resizing of one axis, which is linear: every runtime has products, few have the other."""
     lines = torch.eye(theirs)[None, None]  # of one pixel each
     resized: Tensor = F.interpolate(lines, (ours, theirs), mode="bicubic", antialias=True, align_corners=False)[0, 0]
     return resized

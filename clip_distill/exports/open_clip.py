@@ -25,8 +25,11 @@ from clip_distill.system.files import write_json
 from clip_distill.tokens.encode import load_tokenizer, tokenize
 from clip_distill.tokens.spec import PLAIN, TokenizerSpec
 from clip_distill.tokens.trained import open_clip_options
+from clip_distill.towers.registered import BUILDER as CUT
+from clip_distill.towers.registered import name_of
 from clip_distill.towers.spec import TowerSpec
 
+OTHERS = {"timm_model_name", "hf_model_name"}  # of towers whose code is not open_clip's
 MIN_COSINE = 0.9999
 MAX_DIFFERENCE = 1e-3  # of embeddings scaled to length 1, per number
 PROBES = [
@@ -53,7 +56,8 @@ def write(folder: Path, given: Given) -> None:
         raise InvalidValue(f"--to open_clip: expected --weights fp32, which open_clip loads, found {given.weights}")
     image, text, teacher = given.image, expand_vocabulary(*given.text), given.teacher
     model_cfg = describe(image[0], text[0], teacher)
-    state = {f"visual.{name}": tensor for name, tensor in image[1].state_dict().items()}
+    inner = "visual.trunk" if image[0].builder == CUT else "visual"  # within timm's adapter
+    state = {f"{inner}.{name}": tensor for name, tensor in image[1].state_dict().items()}
     state |= {f"text.{name}": tensor for name, tensor in text[1].state_dict().items()}
     state["logit_scale"] = torch.tensor(math.log(teacher["logit_scale"]))
     if "init_logit_bias" in model_cfg:
@@ -75,8 +79,12 @@ def describe(image: TowerSpec, text: TowerSpec, teacher: dict[str, Any]) -> dict
     Raises:
         ValueError: A tower is not open_clip's own, or they differ in width or in `quick_gelu`.
     """
+    vision_cfg = dict(image.cfg)
+    if image.builder == CUT:
+        size = image.preprocess["size"]
+        vision_cfg = {"timm_model_name": name_of(image.cfg), "timm_pool": "", "timm_proj": "", "image_size": size}
     for spec in (image, text):
-        if spec.builder is not None:
+        if spec.builder not in (None, CUT):
             raise InvalidValue(
                 f"the {spec.tower} tower is built by {spec.builder}: expected one of open_clip's own towers, since an "
                 "open_clip folder can describe no other"
@@ -89,7 +97,7 @@ def describe(image: TowerSpec, text: TowerSpec, teacher: dict[str, Any]) -> dict
         text_cfg.setdefault("hf_tokenizer_name", Path(text.tokenizer["source"].removeprefix(PLAIN)).name)
     model_cfg = {
         "embed_dim": image.embed_dim,
-        "vision_cfg": dict(image.cfg),
+        "vision_cfg": vision_cfg,
         "text_cfg": text_cfg,
         "quick_gelu": shared_quick_gelu(image, text),
         "custom_text": True,
@@ -103,7 +111,7 @@ def shared_quick_gelu(image: TowerSpec, text: TowerSpec) -> bool:
     values = {
         spec.quick_gelu
         for spec in (image, text)
-        if not spec.cfg.keys() & {"timm_model_name", "hf_model_name"} and not isinstance(spec.cfg.get("layers"), list)
+        if not (spec.builder or spec.cfg.keys() & OTHERS or isinstance(spec.cfg.get("layers"), list))
     }
     if len(values) > 1:
         raise InvalidValue(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -19,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from clip_distill.cli import main as cli
 from clip_distill.exports.open_clip import verify, write
 from clip_distill.exports.target import Given
+from clip_distill.students.cut import timm_cut
 from clip_distill.students.image import timm_backbone, vit
 from clip_distill.students.text import transformer
 from clip_distill.teachers import load_teacher
@@ -244,3 +248,34 @@ def hugging_face_teacher(plain: str, folder: Path) -> str:
     )
     fast.save_pretrained(folder)
     return f"local-dir:{folder}"
+
+
+LOADED = """
+import sys, torch
+if {first}: import open_clip
+import clip_distill
+import open_clip
+model = open_clip.create_model("local-dir:{folder}").eval()
+print(model.encode_image(torch.full((1, 3, 32, 32), 0.5)).sum().item())
+"""
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_cut_backbone_is_an_architecture_that_importing_the_package_adds(
+    first: bool, tiny_runs: dict[str, Path], make_teacher: Callable[..., str], tmp_path: Path
+) -> None:
+    record = load_teacher(make_teacher(tmp_path / "teacher", custom_text=True), "image")[0].teacher
+    spec, module = timm_cut(record, "test_efficientnet", depths=[1, 1], hidden=16, input_resolution=32)
+    other = load_teacher(f"local-dir:{tmp_path / 'teacher'}", "text")
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out", Given((spec, module.eval()), other, record))
+    with torch.inference_mode():
+        expected = float(module(torch.full((1, 3, 32, 32), 0.5)).sum())
+    code = LOADED.format(first=first, folder=tmp_path / "out")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(found.stdout) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_name_that_is_no_cut_backbone() -> None:
+    with pytest.raises(ValueError, match="expected clip_distill_cut.MODEL-DEPTHS-HIDDEN-HEAD .* found the tag 'x'"):
+        timm.create_model("clip_distill_cut.x")
