@@ -5,6 +5,8 @@ from __future__ import annotations
 # Each is a `Target`, a record of what a program reads, or `(folder, Given) -> None`, which checks what it wrote
 TARGETS = {
     "open_clip": "clip_distill.exports.open_clip:write",
+    "transformers": "clip_distill.exports.transformers:write",
+    "sentence-transformers": "clip_distill.exports.sentence_transformers:write",
     "onnx": "clip_distill.exports.targets.onnx:ONNX",
     "onnx-uint8": "clip_distill.exports.targets.onnx:ONNX_UINT8",
     "ort": "clip_distill.exports.targets.runtimes:ORT",

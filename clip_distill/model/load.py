@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TOWERS = ("image", "text")
 TOWER_FILE, OPEN_CLIP_FILE = "tower.json", "open_clip_config.json"
+CONFIG_FILE = "config.json"  # of transformers
 
 
 def load(
@@ -65,6 +66,8 @@ def _encoders(name: str, tower: str | None, device: str) -> dict[str, Encoder]:
     folder = Path(name)
     if (folder / TOWERS_FILE).is_file():
         found: Mapping[str, Encoder] = _exported(folder, tower, device)
+    elif (folder / CONFIG_FILE).is_file() and (folder / "model.safetensors").is_file():
+        found = _transformers(folder, tower, device)
     elif folder.is_dir() and not (folder / OPEN_CLIP_FILE).is_file():
         found = _student(folder, device)
     else:
@@ -80,6 +83,25 @@ def _exported(folder: Path, tower: str | None, device: str) -> dict[str, Encoder
     info = read_json(folder / TOWERS_FILE)
     wanted = [each for each in TOWERS if each in info and tower in (None, each)]
     return {each: FileEncoder(folder, info["runtime"], info[each], info["teacher"], device) for each in wanted}
+
+
+def _transformers(folder: Path, tower: str | None, device: str) -> dict[str, Encoder]:
+    """What transformers loads by itself, or the towers that its configuration describes."""
+    config = read_json(folder / CONFIG_FILE)
+    if config.get("model_type") != "clip_distill":
+        return _named(f"transformers:{folder}", tower, device)
+    from safetensors.torch import load_file
+
+    from clip_distill.model.in_torch import TorchEncoder
+    from clip_distill.towers.spec import TowerSpec
+
+    state, found = load_file(folder / "model.safetensors"), {}
+    for each in TOWERS:
+        spec, prefix = TowerSpec(**config[each]), f"{each}_tower."
+        module = spec.build().eval()
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        found[each] = TorchEncoder(spec, module, device)
+    return dict(found)
 
 
 def _student(folder: Path, device: str) -> dict[str, Encoder]:
