@@ -22,5 +22,12 @@ TARGETS = {
     "transformers.js": "clip_distill.exports.targets.transformers_js:TRANSFORMERS_JS",
 }
 
+# What the functions among them are for, and what each needs; a record says so itself
+PROGRAMS = {
+    "open_clip": ("open_clip and all that loads its folders, clip_benchmark among them", ""),
+    "transformers": ("transformers' AutoModel", "'clip-distill[transformers]'"),
+    "sentence-transformers": ("SentenceTransformer(DIR).encode", "'clip-distill[sentence-transformers]'"),
+}
+
 TOWERS_FILE = "towers.json"  # says how the files of an exported folder are fed
 EXPORT_FILE = "export.json"  # says what made an exported folder, and what was measured

@@ -8,36 +8,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from clip_distill.exports import EXPORT_FILE, TARGETS, TOWERS_FILE
 from clip_distill.exports.target import Given, Target
+from clip_distill.exports.use import ANY, USE
 from clip_distill.system.files import read_json, sha256, write_bytes, write_json
 from clip_distill.system.registry import resolve
 from clip_distill.towers.spec import count_parameters
 
-VERSIONS = ("clip-distill", "torch", "open_clip_torch", "onnx", "onnxruntime", "tokenizers")
-USE = {
-    "open_clip": """import open_clip
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")
-tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")""",
-    "rclip": "RCLIP_DATADIR=FOLDER rclip 'a dog on a beach'",
-    "immich": """# not run: the folder in the place of a model of the same width in the machine-learning cache;
-# choose that model under Administration > Settings > Machine Learning > Smart Search, then run it on all photos
-docker cp FOLDER/. immich_machine_learning:/cache/clip/MODEL_NAME/""",
-    "fastembed": """from fastembed import ImageEmbedding, TextEmbedding
-from fastembed.common.model_description import ModelSource, PoolingType
-TextEmbedding.add_custom_model(model="student", pooling=PoolingType.DISABLED, normalization=True,
-    sources=ModelSource(hf="none/none"), dim=WIDTH, model_file="model.onnx")
-text = TextEmbedding("student", specific_model_path="FOLDER/text")
-image = ImageEmbedding("Qdrant/clip-ViT-B-32-vision", specific_model_path="FOLDER/image")""",
-    "transformers.js": """import { AutoTokenizer, CLIPTextModelWithProjection, env } from "@huggingface/transformers";
-env.localModelPath = "PARENT_OF_FOLDER/"; env.allowRemoteModels = false;
-const tokenizer = await AutoTokenizer.from_pretrained("NAME");
-const model = await CLIPTextModelWithProjection.from_pretrained("NAME", { dtype: "DTYPE" });
-const { text_embeds } = await model(tokenizer(["a dog"], { padding: "max_length", truncation: true }));""",
-}
-ANY = """import clip_distill as cd
-model = cd.load("FOLDER")
-scores = model.encode_text(["a dog"]) @ model.encode_image(["photo.jpg"]).T"""
+PACKAGES = "clip-distill torch open_clip_torch onnx onnxruntime tokenizers transformers sentence-transformers openvino"
+VERSIONS = (*PACKAGES.split(), "executorch", "litert-torch", "coremltools")
+MEASURED = {"student": "students 学生, torch", "image": "image file 图像文件", "text": "text file 文本文件"}
+LIBRARIES = ("transformers", "sentence-transformers", "open_clip")  # that Hugging Face knows by these names
 DTYPES = {"fp32": "fp32", "fp16": "fp16", "int8": "q8", "int4": "q4"}
 
 
@@ -84,7 +67,20 @@ def write_card(
 
 
 def _facts(tower: str, module: Any, students: Mapping[str, str | None]) -> dict[str, Any]:
-    return {"student": students[tower], "parameters": count_parameters(module)}
+    return {"student": students[tower], "parameters": count_parameters(module)} | _recipe(students[tower])
+
+
+def _recipe(student: str | None) -> dict[str, Any]:
+    """What a student was trained on, and how, where its run's folder still says so; no path of this machine."""
+    file = Path(student or "") / "recipe.yaml"
+    if student is None or not file.is_file():
+        return {}
+    recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    made = {key: recipe["student"].get(key) for key in ("name", "options", "init")}
+    data = [recipe.get("data"), recipe.get("translations")]
+    names = [Path(str(each)).name for each in data if each not in (None, "null")]
+    epochs = (recipe.get("trainer") or {}).get("max_epochs")
+    return {"recipe": {"student": made, "losses": recipe["loss"]["names"], "epochs": epochs, "data": names}}
 
 
 def _version(package: str) -> str | None:
@@ -97,19 +93,16 @@ def _version(package: str) -> str | None:
 def _card(record: dict[str, Any], given: Given) -> str:
     target = resolve("export", TARGETS, record["target"])
     licence = target.licence if isinstance(target, Target) else ""
-    code = USE.get(record["target"], ANY).replace("WIDTH", str(given.text[0].embed_dim))
-    code = code.replace("DTYPE", DTYPES[record["weights"]])
-    rows = []
-    for tower, facts in record["towers"].items():
-        whose = "student, 学生" if facts["student"] else "teacher's own, 老师原有的"
-        cosine = facts.get("least_cosine_to_torch")
-        rows.append(f"| {tower} | {whose} | {facts['parameters'] / 1e6:.2f}M | {'' if cosine is None else cosine} |")
     size = sum(file["bytes"] for file in record["files"].values()) / 1e6
     teacher, dim = record["teacher"], given.text[0].embed_dim
     compared = f"{record['compared_on']['photos']} photos, {record['compared_on']['captions']} captions"
+    library = record["target"] if record["target"] in LIBRARIES else "clip-distill"
+    short = "".join(f"\nNot here, since it fell short 未达标，未写入: {each}\n" for each in record["fell_short"])
     return f"""---
-library_name: clip-distill
+library_name: {library}
 pipeline_tag: zero-shot-image-classification
+license: other
+license_name: as-the-teacher
 tags: [clip, distillation, {record["target"]}]
 ---
 # {record["target"]}: image and text encoder, {size:.1f} MB ({record["weights"]})
@@ -120,19 +113,64 @@ it: look it up before you pass this on. {licence}
 
 由 CLIP Distill 从老师模型 `{teacher["name"]}` 蒸馏得到，沿用其 {dim} 维的向量空间，已有的索引可以继续用。
 老师模型的许可证同样约束学到的权重：转发之前请先查看。
+{short}
+{_towers(record)}
 
-| tower 编码器 | whose 来源 | parameters 参数 | least cosine to torch 与 torch 的最小余弦 |
-| --- | --- | ---: | ---: |
-{chr(10).join(rows)}
-
-Compared on noise, made-up captions, and {compared} of the exporter's own. What the students keep of the teacher is not
-in this file: `clip-distill evaluate` measures it. export.json has the SHA-256 of every file.
-比较用的是噪声图、自编句子，以及导出者自己的照片和句子。学生保留了老师的多少，请用 `clip-distill evaluate` 测量。
-
+Compared on {compared} of the exporter's own, or on noise and made-up captions where there were none. export.json has
+all figures, versions, and the SHA-256 of every file.
+比较用的是导出者自己的照片和句子；没有时用噪声图和自编句子。export.json 里有全部数字、版本和每个文件的 SHA-256。
+{_recalls(record["recall"])}
 ```
-{code}
+{_code(record, given)}
 ```
 
 Limits: a student knows best what it was trained on; other words and photos are found less reliably.
 局限：学生最熟悉训练数据那一类内容，对其他词语和照片的检索会差一些。
 """
+
+
+def _code(record: dict[str, Any], given: Given) -> str:
+    code = USE.get(record["target"], ANY).replace("WIDTH", str(given.text[0].embed_dim))
+    code = code.replace("DTYPE", DTYPES[record["weights"]])
+    own = "modeling_clip_distill.py" in record["files"]
+    if record["target"] == "open_clip" and given.image[0].builder is not None:
+        code = "import clip_distill  # adds the architecture: pip install clip-distill\n" + code
+    if own:
+        code = "# runs the code in the folder, which needs: pip install clip-distill\n" + code
+    return code.replace("TRUST", ", trust_remote_code=True" if own else "")
+
+
+def _towers(record: dict[str, Any]) -> str:
+    lines = [
+        "| tower 编码器 | whose 来源 | parameters 参数 | cosine to torch, mean and least 与 torch 的余弦，平均与最小 |",
+        "| --- | --- | ---: | ---: |",
+    ]
+    made = []
+    for tower, facts in record["towers"].items():
+        whose = "student, 学生" if facts["student"] else "teacher's own, 老师原有的"
+        mean, least = (facts.get(f"{kind}_cosine_to_torch") for kind in ("mean", "least"))
+        cosines = "not run 未运行" if mean is None else f"{mean}, {least}"
+        cosines = cosines if "mean_cosine_to_torch" in facts else ""
+        lines.append(f"| {tower} | {whose} | {facts['parameters'] / 1e6:.2f}M | {cosines} |")
+        if recipe := facts.get("recipe"):
+            losses, epochs = " + ".join(recipe["losses"]), recipe["epochs"]
+            made.append(
+                f"{tower}: {recipe['student']['name']} {recipe['student']['options']}, {losses}, {epochs} epochs of "
+                f"{', '.join(recipe['data']) or 'made-up texts'}"
+            )
+    return "\n".join([*lines, "", *(f"- {line}" for line in made)]).rstrip()
+
+
+def _recalls(recall: Mapping[str, Any]) -> str:
+    """A row for the students in torch, one for each file beside the other student."""
+    if not recall:
+        return ""
+    rows = [
+        f"| {name} | {recall[key]['t2i_r10']:.1f} | {recall[key]['i2t_r10']:.1f} | {recall[key]['mean_recall']:.1f} |"
+        for key, name in MEASURED.items()
+        if key in recall
+    ]
+    head = f"{recall['photos']:,} photos 照片, {recall['captions']:,} captions 句子"
+    return "\n".join(
+        ["", f"| {head} | text→image R@10 | image→text R@10 | mean recall |", "| --- | ---: | ---: | ---: |", *rows, ""]
+    )

@@ -50,6 +50,7 @@ def export(
     min_cosine: float | None = None,
     max_points_lost: float = 1.0,
     overwrite: bool = False,
+    push: str | None = None,
     sources: Sources = Sources(),  # noqa: B008 - frozen, so one instance serves all calls
 ) -> Path | None:
     """Write a student, with the teacher's other tower or the other student, as a folder for other programs.
@@ -73,6 +74,8 @@ def export(
             of int8 (0.99) and int4 (0.97) the mean.
         max_points_lost: Of text→image R@10 on the validation photos and captions of `calibrate`, for each file.
         overwrite: Replace an earlier export in `out`.
+        push: ORG/NAME on the Hugging Face Hub: the folder is uploaded there, as a private repository. Log in with
+            `hf auth login`.
         sources: As for embed, beside `calibrate` or instead of it: other places for parts of the data.
 
     Returns:
@@ -117,6 +120,11 @@ def export(
             )
     if short:
         raise InvalidValue("\n".join(short))
+    if push is not None:
+        from clip_distill.exports import push as hub
+
+        places = {name if len(folders) > 1 else "": folder for name, folder in folders.items()}
+        say(f"{hub.push(places, push)}: uploaded, private")
     return Path(out)
 
 
@@ -166,13 +174,18 @@ def _show_targets() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from clip_distill.exports.target import Target
+    from clip_distill.exports import PROGRAMS
+    from clip_distill.runtimes import RUNTIMES
     from clip_distill.system.registry import resolve
 
-    table = Table("--to", "for", title="clip-distill export --to NAME[,NAME]")
+    table = Table("--to", "for", "--weights", "needs", title="clip-distill export --to NAME[,NAME]")
     for name in TARGETS:
-        found = resolve("export", TARGETS, name)
-        table.add_row(name, found.program if isinstance(found, Target) else "open_clip and all that loads its folders")
+        if name in PROGRAMS:
+            table.add_row(name, PROGRAMS[name][0], "", PROGRAMS[name][1].strip("'"))
+        else:
+            found = resolve("export", TARGETS, name)
+            row = RUNTIMES[found.runtime]
+            table.add_row(name, found.program, " ".join(row.weights), row.needs.strip("'"))
     Console().print(table)
 
 
