@@ -19,6 +19,7 @@ TARGETS = {
     "fastembed": "clip_distill.exports.targets.fastembed:FASTEMBED",
     "picquery": "clip_distill.exports.targets.picquery:PICQUERY",
     "queryable": "clip_distill.exports.targets.queryable:QUERYABLE",
+    "web": "clip_distill.exports.targets.web:WEB",
     "transformers.js": "clip_distill.exports.targets.transformers_js:TRANSFORMERS_JS",
 }
 

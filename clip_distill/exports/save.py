@@ -63,7 +63,8 @@ def save_graph(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         aside = Path(folder) / path.name
         try:
-            write(aside, dataclasses.replace(graph, module=graph.module.eval()))
+            enough = bound(graph.weights, min_cosine)
+            write(aside, dataclasses.replace(graph, module=graph.module.eval(), enough=enough))
             found = compare(open_file(runtime, aside), graph.module, probes) if row.reader else Fidelity(None, None)
         finally:
             graph.module.train(training)
@@ -73,13 +74,17 @@ def save_graph(
     return found
 
 
+def bound(weights: Weights, min_cosine: float | None) -> float:
+    return min_cosine if min_cosine is not None else (LEAST | MEAN)[weights]
+
+
 def require_near(name: str, weights: Weights, found: Fidelity, min_cosine: float | None) -> None:
     """
     Raises:
         FellShort: The cosine that counts is too low.
     """
     kind, value = ("least", found.least) if weights in LEAST else ("mean", found.mean)
-    enough = min_cosine if min_cosine is not None else (LEAST | MEAN)[weights]
+    enough = bound(weights, min_cosine)
     if value is not None and not value >= enough:
         raise FellShort(
             f"{name} ({weights}): expected a {kind} cosine ≥ {enough} with the student in torch, found {value:.4f}; "

@@ -65,6 +65,7 @@ class Graph:
         names: Of input and output.
         weights: fp32, fp16, int8 or int4.
         calibration: Batches that int8's ranges of activations are set by.
+        enough: Mean cosine for which int8 leaves some layers in float32.
     """
 
     module: nn.Module
@@ -73,6 +74,7 @@ class Graph:
     names: tuple[str, str]
     weights: Weights = "fp32"
     calibration: Feed = ()
+    enough: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ embedding = model.get_tensor(model.get_output_details()[0]["index"])""",
     "coreml": """// Swift. Not run: Core ML is on Apple's systems alone
 let model = try MLModel(contentsOf: MLModel.compileModel(at: URL(filePath: "FOLDER/text.mlpackage")))
 let out = try model.prediction(from: MLDictionaryFeatureProvider(dictionary: ["tokens": ids]))  // int32 [1, C]""",
+    "web": """python -m http.server --directory FOLDER 8000   # any server of files; then open http://127.0.0.1:8000""",
     "picquery": """# not run on a phone: the files in the place of those of PicQuery's CLIP build, then build the app
 cp FOLDER/*.ort FOLDER/bpe_vocab_gz PicQuery/app/src/main/assets/""",
     "queryable": """# not run: add these to the project in Xcode, which compiles the packages, and build it

@@ -11,25 +11,16 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnxscript  # noqa: F401 - the exporter needs it; found missing here, not in the middle of an export
 import torch
-from numpy.typing import NDArray
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_dynamic,
-    quantize_static,
-)
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from clip_distill.exports.target import Feed, Graph
+from clip_distill.exports.target import Graph
+from clip_distill.exports.writers.static import quantise_static
 from clip_distill.system.errors import InvalidValue
 from clip_distill.towers.spec import count_parameters
 
@@ -61,7 +52,8 @@ def write(path: Path, graph: Graph) -> None:
         elif graph.weights == "int4":
             quarter(whole, path)
         elif graph.calibration:
-            quantise_static(whole, path, graph.names[0], graph.calibration)
+            with _quiet():
+                quantise_static(whole, path, graph.names[0], graph.calibration, graph.enough)
         else:
             quantise(whole, path)
 
@@ -80,42 +72,6 @@ def quantise(source: Path, target: Path) -> None:
             per_channel=True,
             reduce_range=True,  # seven bits: on CPUs without VNNI the sums of eight-bit products saturate
             weight_type=QuantType.QInt8,
-        )
-
-
-class Batches(CalibrationDataReader):
-    """Batches as onnxruntime's calibration asks for them."""
-
-    def __init__(self, name: str, feed: Feed) -> None:
-        self.name, self.left = name, iter(feed)
-
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        return next(({self.name: batch} for batch in self.left), None)
-
-
-def quantise_static(source: Path, target: Path, name: str, calibration: Feed) -> None:
-    """Weights and activations to int8, convolutions as well; ranges of activations as `calibration` shows them.
-
-    Args:
-        source: A float32 file.
-        target: What to write.
-        name: Of its input.
-        calibration: Batches of the user's own photos.
-    """
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        quantize_static(
-            prepared,
-            target,
-            Batches(name, calibration),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=True,  # as above
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.Percentile,
-            extra_options={"CalibPercentile": 99.99},
         )
 
 
@@ -160,6 +116,10 @@ def export_program(path: Path, graph: Graph) -> None:
         raise InvalidValue(f"ONNX: torch can't export this tower: {' '.join(cause[:3])}") from error
     assert program is not None
     program.save(path, external_data=False)
+    model = onnx.load(path)
+    for node in model.graph.node:  # where each came from in the exporter's program: a third of a small file's overhead
+        del node.metadata_props[:]
+    onnx.save(model, path)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""The page of `export --to web`: HTML, style and script, copied as they are."""
