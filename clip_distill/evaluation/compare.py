@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_distill.corpus.layout import Corpus
-from clip_distill.evaluation.holdout import hold_out
+from clip_distill.evaluation.holdout import hold_out, with_texts
 from clip_distill.evaluation.loading import require_taught_by
 from clip_distill.evaluation.recall import match_metrics, mean_cosine, neighbour_overlap
 from clip_distill.evaluation.retrieval import Benchmark, encode_images, encode_texts, measure_pairings
@@ -57,12 +57,17 @@ def compare_held_out(
     students: dict[Tower, tuple[str, TowerSpec, nn.Module, int]],
     how: Device,
 ) -> dict[str, Any]:
-    """Measure each student on the training rows that `fit` held out, against the teacher's embeddings of them."""
+    """Measure each student on the training rows that `fit` held out, against the teacher's embeddings of them.
+
+    Without captions in the data, the text student's are those of the store's made-up texts.
+    """
     found: dict[str, Any] = {}
     counts: dict[str, Any] = {"images": 0, "captions": 0}
     info: dict[str, Any] = {}
     for tower, (name, spec, module, parameters) in students.items():
-        table = open_table(store, tower, "train")
+        made_up = tower == "text" and not corpus.train.captions.num_rows
+        table = open_table(store, tower, "prompts" if made_up else "train")
+        corpus = with_texts(corpus, table.ids) if made_up else corpus
         info = table.manifest.teacher | {"store": store, "parameters": count_described(table.manifest.teacher)}
         require_taught_by(f"student {name}", spec, info)
         _, measure, rows = hold_out(corpus, tower, table, share)

@@ -112,6 +112,13 @@ def hold_out(corpus: Corpus, tower: Tower, store: Store, share: float) -> tuple[
     return replace(corpus, train=replace(corpus.train, captions=rest)), measure, pa.table({"id": held.column("text")})
 
 
+def with_texts(corpus: Corpus, texts: pa.Array) -> Corpus:
+    """The training captions, then these, which belong to no photo."""
+    captions = corpus.train.captions
+    more = pa.table({"text": texts, "image_id": pa.nulls(len(texts), captions.schema.field("image_id").type)})
+    return replace(corpus, train=replace(corpus.train, captions=pa.concat_tables([captions, more])))
+
+
 def key_of(name: str, digest: int | None) -> str:
     """What decides on which side a row is: the photo's content where it is known, or the caption's words."""
     return " ".join(name.casefold().split()) if digest is None else f"{digest:016x}"

@@ -5,11 +5,8 @@ Shapes: N captions, P prompts.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import pyarrow as pa
-
 from clip_distill.corpus.layout import Corpus
+from clip_distill.evaluation.holdout import with_texts
 from clip_distill.recipe import Recipe
 from clip_distill.store.ensemble import open_table
 from clip_distill.store.joined import Joined
@@ -49,10 +46,7 @@ def text_table(recipe: Recipe, captions: int) -> Store:
 
 def with_prompts(corpus: Corpus, recipe: Recipe) -> Corpus:
     """The training captions, then all prompts, which belong to no photo."""
-    ids = open_prompts(recipe.store).ids
-    captions = corpus.train.captions
-    more = pa.table({"text": ids, "image_id": pa.nulls(len(ids), captions.schema.field("image_id").type)})
-    return replace(corpus, train=replace(corpus.train, captions=pa.concat_tables([captions, more])))
+    return with_texts(corpus, open_prompts(recipe.store).ids)
 
 
 def drawn_each_epoch(rows: int, captions: int, share: float) -> tuple[int, int] | None:

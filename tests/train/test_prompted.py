@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,11 @@ def test_a_student_learns_from_prompts(data: bool, store: Path, tiny_data: Path,
     assert spec.cfg["embedding_rank"] == 4 and module.token_embedding.rows.weight.shape == (49408, 4)
     assert (run.mean_recall or 0) > 0
     assert (tmp_path / "held_out.json").is_file() == (not data), "prompts are held out only where nothing else is there"
+    if not data:  # and `evaluate` measures by the same
+        report = cd.evaluate(store=store, text_student=run, device="cpu", workers=0)
+        held = json.loads((tmp_path / "held_out.json").read_text(encoding="utf-8"))
+        assert report.to_dict()["data"]["captions"] == len(held["ids"] if isinstance(held, dict) else held)
+        assert report.students["text"]["match"]["match_r10"] > 0
 
 
 def test_without_the_table_the_way_there_is_told(tiny_data: Path, tiny_views_store: Path, tmp_path: Path) -> None:
