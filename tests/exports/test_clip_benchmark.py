@@ -44,7 +44,15 @@ def test_its_recall_is_ours(tiny_runs: dict[str, Path], tiny_store: Path, tiny_d
     students = {"image_student": tiny_runs["image"], "text_student": tiny_runs["text"]}
     cd.export(**students, to="open_clip", out=tmp_path / "out")
     write_shards(tiny_data, tmp_path / "own")
-    command = [sys.executable, "-c", "import clip_distill; from clip_benchmark.cli import main; main()", "eval", "--dataset", "wds/own", "--no_amp"]
+    command = [
+        sys.executable,
+        "-c",
+        "import clip_distill; from clip_benchmark.cli import main; main()",
+        "eval",
+        "--dataset",
+        "wds/own",
+        "--no_amp",
+    ]
     command += ["--dataset_root", str(tmp_path / "own"), "--task", "zeroshot_retrieval", "--num_workers", "0"]
     command += [
         "--model",

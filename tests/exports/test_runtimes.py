@@ -18,6 +18,13 @@ from clip_distill.runtimes import RUNTIMES
 from clip_distill.system.errors import MissingPackage
 
 CAPTIONS = ["a red circle", "two dogs & a cat's 3 toys", "一只猫 🐈 ça va"]
+CHECKED = {
+    "onnx": "int4",
+    "ort": "int8",
+    "openvino": "fp16 int8",
+    "executorch": "fp32 fp16",
+    "litert": "fp32 int8",
+}
 PACKAGES = {
     "onnx": "onnxruntime",
     "ort": "onnxruntime",
@@ -35,8 +42,7 @@ def installed(target: str) -> None:
 
 @pytest.mark.parametrize(
     ("target", "weights"),
-    [(name, weights) for name in ("ort", "openvino", "executorch", "litert") for weights in RUNTIMES[name].weights]
-    + [("onnx", "int4")],
+    [(target, weights) for target, kinds in CHECKED.items() for weights in kinds.split()],
 )
 def test_a_runtime_gives_the_students_embeddings(
     target: str, weights: Any, tiny_runs: dict[str, Path], tiny_data: Path, tmp_path: Path

@@ -54,8 +54,30 @@ def write(path: Path, graph: Graph) -> None:
         elif graph.calibration:
             with _quiet():
                 quantise_static(whole, path, graph.names[0], graph.calibration, graph.enough)
+            shorten(path)
         else:
             quantise(whole, path)
+            shorten(path)
+
+
+def shorten(path: Path) -> None:
+    """Give all values within a graph short names: of a small int8 file the long ones are some per cent."""
+    model = onnx.load(path)
+    graph = model.graph
+    kept = {each.name: each.name for each in (*graph.input, *graph.output)} | {"": ""}  # "": an input that is left out
+    short: dict[str, str] = {}
+
+    def name(old: str) -> str:
+        return kept.get(old) or ("" if not old else short.setdefault(old, f"{len(short):x}"))
+
+    for node in graph.node:
+        node.name = ""
+        for names in (node.input, node.output):
+            names[:] = [name(each) for each in names]
+    for tensor in graph.initializer:
+        tensor.name = name(tensor.name)
+    del graph.value_info[:]
+    onnx.save(model, path)
 
 
 def quantise(source: Path, target: Path) -> None:
