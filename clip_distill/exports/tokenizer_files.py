@@ -42,6 +42,7 @@ def write_tokenizer(folder: Path, text: TowerSpec) -> None:
 
 def clip_tokenizer() -> Any:
     """CLIP's BPE as a `tokenizers.Tokenizer`: of clean text the same ids as open_clip's."""
+    from ftfy.chardata import DOUBLE_QUOTE_RE, LIGATURES, SINGLE_QUOTE_RE, WIDTH_MAP
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     bpe = ClipBPE()
@@ -50,10 +51,18 @@ def clip_tokenizer() -> Any:
         vocab[ours] = vocab.pop(theirs)
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=bpe.merges, end_of_word_suffix="</w>", unk_token=END))
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    # of ftfy, which open_clip cleans texts by, what is the same for any text: phones type curly quotes and wide signs
+    quotes = [
+        normalizers.Replace(Regex(each.pattern), plain)
+        for each, plain in ((SINGLE_QUOTE_RE, "'"), (DOUBLE_QUOTE_RE, '"'))
+    ]
+    letters = {chr(place): each for place, each in (*LIGATURES.items(), *WIDTH_MAP.items())}
+    plain_letters = [normalizers.Replace(wide, narrow) for wide, narrow in letters.items() if wide != narrow]
+    steps = [*plain_letters, *quotes, normalizers.NFC(), spaces, normalizers.Lowercase()]
+    tokenizer.normalizer = normalizers.Sequence(steps)
     cut = pre_tokenizers.Split(Regex(WORDS), "removed", invert=True)
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, letters])
+    spelt = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, spelt])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, normalized=True, special=True) for token in (START, END)])
     ends = [(token, vocab[token]) for token in (START, END)]

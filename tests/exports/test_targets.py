@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +138,35 @@ def test_what_a_program_cannot_run_is_refused(tiny_runs: dict[str, Path]) -> Non
         require_fit(IMMICH, dataclasses.replace(wide, text=(broad, reader)))
 
 
+def differing(texts: list[str]) -> list[str]:
+    """Texts of which tokenizer.json makes other ids than open_clip does."""
+    tokens = tokenize(TokenizerSpec("clip", 77, 49408), texts)
+    found = [each.ids for each in clip_tokenizer().encode_batch(texts)]
+    cut = [ids if len(ids) <= 77 else [*ids[:76], ids[-1]] for ids in found]
+    spans = zip(tokens.offsets, tokens.offsets[1:], strict=False)
+    return [text for text, ids, (a, b) in zip(texts, cut, spans, strict=True) if ids != tokens.flat[a:b].tolist()]
+
+
 def test_clips_tokenizer_json_gives_open_clips_ids() -> None:
-    spec = TokenizerSpec("clip", 77, 49408)
-    tokens = tokenize(spec, CAPTIONS)
-    found = [each.ids for each in clip_tokenizer().encode_batch(CAPTIONS)]
-    expected = [tokens.flat[a:b].tolist() for a, b in zip(tokens.offsets, tokens.offsets[1:], strict=False)]
-    assert found == expected
+    typed = [
+        "a cat’s “toy”",
+        "一个人，站着！",
+        "ﬁsh & chips",
+        "👩‍👩‍👧 🏳️‍🌈 👍🏽",
+        "İstanbul ĲSSEL",
+        "e\u0301te\u0301",
+        "tab\there",
+    ]
+    assert differing([*CAPTIONS, *typed, "a long caption " * 60]) == []
+
+
+def test_every_script_and_emoji_has_the_same_ids() -> None:
+    letters = [chr(c) for c in range(32, 0x110000) if unicodedata.category(chr(c)) not in ("Cn", "Cs", "Co", "Cc")]
+    texts = ["".join(letters[start : start + 12]) for start in range(0, len(letters), 12)][::40]
+    emoji = [f"a {letter} here" for letter in letters if unicodedata.category(letter) == "So"][::20]
+    assert len(texts) > 280 and len(emoji) > 300
+    assert differing(emoji) == []
+    assert len(differing(texts)) < 0.005 * len(texts)  # accents in an order that ftfy repairs
 
 
 @torch.inference_mode()
