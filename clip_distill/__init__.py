@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from clip_distill.verbs.fit import fit as fit
     from clip_distill.verbs.plan import plan as plan
     from clip_distill.verbs.quickstart import quickstart as quickstart
+    from clip_distill.verbs.report import report as report
 
 _HOMES = {
     "clip_distill.benchmarking.report": ("BenchmarkReport",),
@@ -72,6 +73,7 @@ _HOMES = {
     "clip_distill.verbs.fit": ("Run", "fit"),
     "clip_distill.verbs.plan": ("plan",),
     "clip_distill.verbs.quickstart": ("quickstart",),
+    "clip_distill.verbs.report": ("report",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -19,7 +19,7 @@ from clip_distill.cli import main as cli
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
-VERBS = ["benchmark", "embed", "evaluate", "export", "fit", "load", "plan", "quickstart"]
+VERBS = ["benchmark", "embed", "evaluate", "export", "fit", "load", "plan", "quickstart", "report"]
 CLASSES = [
     "BadImage",
     "BenchmarkReport",
@@ -43,7 +43,10 @@ CLASSES += [
     "StoreError",
 ]
 CLASSES += ["Student"]
-NO_EXAMPLE = {"quickstart"}  # it takes minutes; `make quickstart` runs it
+NO_EXAMPLE = {
+    "quickstart",
+    "report",
+}  # of minutes, which `make quickstart` runs; and of a page, which its tests look at
 TINY = {"transformer_width": 16, "transformer_layers": 1, "transformer_heads": 2}
 
 

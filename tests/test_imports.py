@@ -15,7 +15,7 @@ ROOMS = (
     ("original",),
     ("cli",),
     ("verbs",),
-    ("benchmarking", "planning", "walkthrough"),
+    ("benchmarking", "planning", "reporting", "walkthrough"),
     ("train",),
     ("model",),
     ("evaluation",),

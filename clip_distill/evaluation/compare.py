@@ -71,7 +71,7 @@ def compare_held_out(
         info = table.manifest.teacher | {"store": store, "parameters": count_described(table.manifest.teacher)}
         require_taught_by(f"student {name}", spec, info)
         _, measure, rows = hold_out(corpus, tower, table, share)
-        student = _embedded(spec, module, rows if tower == "image" else rows.column("id").to_pylist(), how)
+        student = embedded(spec, module, rows if tower == "image" else rows.column("id").to_pylist(), how)
         counts["images" if tower == "image" else "captions"] = len(rows)
         found[tower] = {"name": name, "parameters": parameters, **closeness(student, measure.own)}
     return {
@@ -110,7 +110,7 @@ def compare(
     found: dict[str, Any] = {}
     for tower, (name, spec, module, parameters) in students.items():
         require_taught_by(f"student {name}", spec, guide.info)
-        student = _embedded(spec, module, benchmark.images if tower == "image" else benchmark.captions, how)
+        student = embedded(spec, module, benchmark.images if tower == "image" else benchmark.captions, how)
         teacher = embeddings[tower].get("teacher")
         embeddings[tower]["student"] = student
         found[tower] = {"name": name, "parameters": parameters, **closeness(student, teacher)}
@@ -122,7 +122,7 @@ def compare(
     }
 
 
-def _embedded(spec: TowerSpec, module: nn.Module, inputs: pa.Table | list[str], how: Device) -> Tensor:
+def embedded(spec: TowerSpec, module: nn.Module, inputs: pa.Table | list[str], how: Device) -> Tensor:
     """[N, D] of photos, a table of `corpus.layout`, or of captions.
 
     Raises:
