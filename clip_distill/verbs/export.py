@@ -66,7 +66,7 @@ def export(
         image_student: Run folder of an image student.
         text_student: Run folder of a text student.
         to: What for, several with commas; `list` shows all, with what each needs; or module:Attr of your own.
-        weights: fp32; fp16, half the size; int8, a quarter; int4, matrices and the token table an eighth.
+        weights: fp32; fp16, half the size; int8, a quarter; int4, as int8, with the token table in four bits.
         calibrate: Data folder whose training photos set the ranges of int8's numbers, convolutions' among them, and
             whose validation captions and photos are compared on. Without it convolutions stay in float32.
         photos: How many of them.

@@ -36,7 +36,7 @@ def write(path: Path, graph: Graph) -> None:
     Args:
         path: The file.
         graph: The tower, and in which weights: fp16 (inputs and outputs stay as they are), int8 (static where there is
-            calibration, else dynamic), int4 (matrices and tables, in blocks of 32).
+            calibration, else dynamic), int4 (the token table, in blocks of 32; all else as int8).
 
     Raises:
         InvalidValue: torch can't export it, or it is too large.
@@ -49,15 +49,15 @@ def write(path: Path, graph: Graph) -> None:
         export_program(whole, graph)
         if graph.weights == "fp16":
             halve(whole, path)
-        elif graph.weights == "int4":
-            quarter(whole, path)
-        elif graph.calibration:
+            return
+        if graph.weights == "int4":
+            whole = quarter_table(whole, Path(folder) / "quartered.onnx")
+        if graph.calibration:
             with _quiet():
                 quantise_static(whole, path, graph.names[0], graph.calibration, graph.enough)
-            shorten(path)
         else:
             quantise(whole, path)
-            shorten(path)
+        shorten(path)
 
 
 def shorten(path: Path) -> None:
@@ -97,14 +97,15 @@ def quantise(source: Path, target: Path) -> None:
         )
 
 
-def quarter(source: Path, target: Path) -> None:
-    """Matrices and the embedding table to four bits, a scale for each 32 numbers of a row; all else stays float32."""
+def quarter_table(source: Path, target: Path) -> Path:
+    """The embedding table to four bits, a scale for each 32 numbers of a row; the file with it."""
     with _quiet():
-        quantizer = MatMulNBitsQuantizer(
-            onnx.load(source), bits=4, block_size=BLOCK, is_symmetric=True, op_types_to_quantize=("MatMul", "Gather")
-        )
+        model = onnx.load(source)
+        options = {"bits": 4, "block_size": BLOCK, "is_symmetric": True, "op_types_to_quantize": ("Gather",)}
+        quantizer = MatMulNBitsQuantizer(model, **options)
         quantizer.process()
         onnx.save(quantizer.model.model, target)
+    return target
 
 
 def halve(source: Path, target: Path) -> None:
