@@ -16,7 +16,7 @@ from rich.table import Table
 from clip_distill.corpus.layout import Corpus
 from clip_distill.system.errors import AlreadyExists
 from clip_distill.system.files import read_json, write_json
-from clip_distill.towers.spec import SPEC_FILE, Tower
+from clip_distill.towers.spec import Tower
 from clip_distill.train.fill import DEFAULT, facts_of
 from clip_distill.train.preset import settings_of
 from clip_distill.train.trainer import quiet_lightning
@@ -135,10 +135,8 @@ def claim(out: Path, made_from: dict[str, Any]) -> None:
     write_json(out / MARKER, made_from)
 
 
-def distil(
-    steps: Steps, out: Path, material: Material, corpus: Corpus, teacher: str, seed: int, budget: Budget
-) -> str | None:
-    """The real job, verb by verb; the exported folder, where open_clip has a class for what it holds."""
+def distil(steps: Steps, out: Path, material: Material, corpus: Corpus, teacher: str, seed: int, budget: Budget) -> str:
+    """The real job, verb by verb; returns the exported folder."""
     store = str(out / "store")
     common = (*material.flags(), "--store", store)
     counts: dict[Tower, int] = {"image": corpus.train.images.num_rows, "text": corpus.train.captions.num_rows}
@@ -163,20 +161,10 @@ def distil(
     told = "What each finds among photos and captions that it has not seen, beside the teacher."
     if not material.words:  # `fit` has said how near the student is on texts that it has not seen
         steps.run("evaluate", told, "evaluate", *common, *named, "--out", str(out / "evaluation.json"))
-    # open_clip has no class for a backbone that ends early; a text student goes with the teacher's image tower there
-    whole = [tower for tower, folder in students.items() if open_clips_own(Path(folder))]
-    if not whole:
-        return None
-    named = [word for tower in whole for word in (f"--{tower}_student", students[tower])]
     told = "A folder that open_clip loads, in the teacher's place."
     folder = str(out / "exported")
     steps.run("export", told, "export", "--store", store, *named, "--out", folder, "--overwrite", "true")
     return folder
-
-
-def open_clips_own(run_folder: Path) -> bool:
-    """Whether a run's student is of one of open_clip's own classes."""
-    return read_json(run_folder / "student" / SPEC_FILE)["builder"] is None
 
 
 def student_flags(tower: Tower, store: str, rows: int, budget: Budget) -> tuple[str, ...]:
@@ -248,7 +236,7 @@ def recall_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def advice(out: Path, material: Material, own_data: bool, exported: str | None) -> str:
+def advice(out: Path, material: Material, own_data: bool, exported: str) -> str:
     """What to try next."""
     if not own_data:
         return (

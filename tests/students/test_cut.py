@@ -86,11 +86,12 @@ def test_its_trunk_starts_as_the_teachers(make_record: Record) -> None:
         torch.testing.assert_close(student.eval().trunk(images), expected)
 
 
-def test_open_clip_can_not_describe_it(make_record: Record) -> None:
-    spec, _ = make_student("image", "timm_cut", make_record(32), SMALL)
+def test_open_clip_knows_it_by_a_name_of_timms(make_record: Record) -> None:
+    spec, _ = make_student("image", "timm_cut", make_record(32), SMALL | {"depths": [1, 1], "head": "conv"})
     text, _ = make_student("text", None, make_record(32), {"transformer_width": 8, "transformer_layers": 1})
-    with pytest.raises(ValueError, match="built by clip_distill.students.cut:build: expected one of open_clip's own"):
-        describe(spec, text, spec.teacher)
+    vision = describe(spec, text, spec.teacher)["vision_cfg"]
+    assert vision["timm_model_name"] == f"clip_distill_cut.{spec.cfg['model']}-1_1-{spec.cfg['hidden']}-conv"
+    assert timm.is_model(vision["timm_model_name"].partition(".")[0])
 
 
 @pytest.mark.parametrize(
