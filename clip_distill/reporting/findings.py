@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from clip_distill.evaluation.compare import Device, Teacher, closeness, embedded
 from clip_distill.evaluation.loading import load_measured, require_taught_by
 from clip_distill.evaluation.recall import retrieval_ranks
+from clip_distill.reporting.leaks import without
 from clip_distill.reporting.statistics import changed_most, histogram, hits_of, intervals
 from clip_distill.towers.spec import Tower
 
@@ -43,7 +44,9 @@ class Side:
         return Side(F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1))
 
 
-def measure_run(name: str, tower: Tower, guide: Teacher, how: Device) -> tuple[dict[str, Any], Side]:
+def measure_run(
+    name: str, tower: Tower, guide: Teacher, how: Device, leaked: Sequence[int] = ()
+) -> tuple[dict[str, Any], Side]:
     """All that is said of one student, with the teacher's other tower beside it.
 
     Args:
@@ -51,6 +54,7 @@ def measure_run(name: str, tower: Tower, guide: Teacher, how: Device) -> tuple[d
         tower: Which it is.
         guide: The teacher's embeddings of the validation photos and captions.
         how: Where it runs.
+        leaked: Rows of photos that training has nearly the same of.
 
     Raises:
         InvalidValue: It is of another teacher.
@@ -63,7 +67,7 @@ def measure_run(name: str, tower: Tower, guide: Teacher, how: Device) -> tuple[d
     teacher = Side.of(guide.image, guide.text)
     student = Side.of(*((own, guide.text) if tower == "image" else (guide.image, own)))
     theirs = guide.image if tower == "image" else guide.text
-    found = compared(teacher, student, benchmark.image_of_caption)
+    found = compared(teacher, student, benchmark.image_of_caption, leaked)
     facts = {
         "run": name,
         "tower": tower,
@@ -76,8 +80,8 @@ def measure_run(name: str, tower: Tower, guide: Teacher, how: Device) -> tuple[d
     return facts | found | {"cosines": histogram(cosines)} | run_facts(Path(name)), student
 
 
-def compared(teacher: Side, student: Side, image_of_caption: Tensor) -> dict[str, Any]:
-    """Recalls with intervals, share kept, and the queries that changed most."""
+def compared(teacher: Side, student: Side, image_of_caption: Tensor, leaked: Sequence[int] = ()) -> dict[str, Any]:
+    """Recalls with intervals, the same without what leaked, share kept, and the queries that changed most."""
     ranks = [retrieval_ranks(side.image, side.text, image_of_caption) for side in (teacher, student)]
     photos = len(teacher.image)
     theirs, own = (hits_of(*each, image_of_caption, photos) for each in ranks)
@@ -86,6 +90,7 @@ def compared(teacher: Side, student: Side, image_of_caption: Tensor) -> dict[str
     lost, gained = changed_most(ranks[0][0], ranks[1][0], QUERIES)
     return {
         "recall": recall,
+        "recall_without_leaks": intervals(without(theirs, leaked), without(own, leaked)) if len(leaked) else None,
         "kept": 100 * means["student"][0] / means["teacher"][0] if means["teacher"][0] else None,
         "lost": [query(row, ranks, (teacher, student), image_of_caption) for row in lost],
         "gained": [query(row, ranks, (teacher, student), image_of_caption) for row in gained],
@@ -155,9 +160,9 @@ def shared_facts(guide: Teacher, data: str | None, split: str, skipped: Counter[
     }
 
 
-def both(sides: Mapping[Tower, Side], guide: Teacher) -> dict[str, Any]:
+def both(sides: Mapping[Tower, Side], guide: Teacher, leaked: Sequence[int] = ()) -> dict[str, Any]:
     """Both students with each other, beside the teacher."""
     assert guide.text is not None
     teacher = Side.of(guide.image, guide.text)
     pair = Side(sides["image"].image, sides["text"].text)
-    return compared(teacher, pair, guide.benchmark.image_of_caption)
+    return compared(teacher, pair, guide.benchmark.image_of_caption, leaked)

@@ -42,12 +42,7 @@ def write_page(path: Path, findings: dict[str, Any], benchmark: Benchmark, langu
 
     def thumb(row: int) -> str:
         if row not in thumbs:
-            place = photos[row]
-            image = read_image(place["path"], place["offset"], place["size"])
-            image.thumbnail((THUMB, THUMB))
-            file = io.BytesIO()
-            image.save(file, "JPEG", quality=75)
-            thumbs[row] = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+            thumbs[row] = small(photos[row])
         return thumbs[row]
 
     names = {key: title(key, language) for key in MEASURES}
@@ -60,8 +55,18 @@ def write_page(path: Path, findings: dict[str, Any], benchmark: Benchmark, langu
         importlib.resources.files("clip_distill.reporting").joinpath("page.html.j2").read_text(encoding="utf-8")
     )
     shown = {"sections": sections, "several": several, "shared": findings, "thumb": thumb, "captions": captions}
+    shown["small"] = small
     page = template.render(words=words, language=language, **shown)
     write_bytes(path, page.encode())
+
+
+def small(place: dict[str, Any]) -> str:
+    """A photo as a small JPEG within the page; its place is one of `corpus.layout`."""
+    image = read_image(place["path"], place["offset"], place["size"])
+    image.thumbnail((THUMB, THUMB))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=75)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def kind(run: dict[str, Any]) -> str:

@@ -68,6 +68,7 @@ def report(
     from clip_distill.corpus.layout import scan
     from clip_distill.evaluation.compare import Device, stored_teacher
     from clip_distill.reporting.findings import Side, both, heat, measure_run, shared_facts
+    from clip_distill.reporting.leaks import leaks
     from clip_distill.reporting.page import write_page
     from clip_distill.towers.spec import pick_device
 
@@ -88,18 +89,20 @@ def report(
     skipped = Counter[str]()
     guide = stored_teacher(store, split, part.require_images(), part.require_captions(), skipped, False)
     how = Device(pick_device(device), batch_size, workers)
+    known = leaks(guide.image, guide.benchmark.captions, corpus, store) if split == "val" else None
+    leaked = known["photos"] if known else []
     teacher = Side.of(guide.image, guide.text)  # type: ignore[arg-type]
     found: list[dict[str, Any]] = []
     sides: dict[Tower, list[Side]] = {"image": [], "text": []}
     for place in places:
         for tower in towers_of(Path(place)):
-            run, side = measure_run(place, tower, guide, how)
+            run, side = measure_run(place, tower, guide, how, leaked)
             run["heat"] = heat(teacher, side, guide.benchmark.image_of_caption)
             found.append(run | {"short": Path(place).name})
             sides[tower].append(side)
     one_each = len(sides["image"]) == len(sides["text"]) == 1
-    pair = both({tower: each[0] for tower, each in sides.items()}, guide) if one_each else None
-    findings = {"runs": found, "both": pair, **shared_facts(guide, data, split, skipped)}
+    pair = both({tower: each[0] for tower, each in sides.items()}, guide, leaked) if one_each else None
+    findings = {"runs": found, "both": pair, "leaks": known, **shared_facts(guide, data, split, skipped)}
     write_page(page, findings, guide.benchmark, language)
     write_json(page.with_suffix(".json"), findings)
     say(f"{page}: written, and {page.with_suffix('.json').name} beside it")
