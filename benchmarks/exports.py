@@ -1,11 +1,11 @@
 """Size, fidelity and speed of a student's files in every runtime, beside the teacher in PyTorch.
 
-    taskset -c 0 python benchmarks/exports.py --image_student runs/image --text_student runs/text \\
+    python benchmarks/exports.py --image_student runs/image --text_student runs/text \\
         --calibrate ../shared/flickr8k --out results/exports [--files onnx:fp32 onnx:int8 openvino:int8 …]
 
 Each TARGET:WEIGHTS is exported by the verb, whose own comparison gives the cosines (an export that is there is kept),
 then run on photos and captions of the data at batch 1 and 32; files that take one sample a time are given 32 one after
-the other. `taskset` keeps every runtime on one core. What its package is missing for is left out, and said.
+the other. Every runtime uses the cores as it does by itself. What its package is missing for is left out, and said.
 OUT/exports.json keeps the rows of earlier calls, so that a runtime with an environment of its own adds its rows;
 OUT/exports.md is the table: milliseconds a sample, and how many times as fast as the teacher.
 Shapes: B batch.
@@ -48,7 +48,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/exports"))
     parser.add_argument("--files", nargs="+", default=FILES, help="TARGET:WEIGHTS")
     given = parser.parse_args()
-    torch.set_num_threads(1)
     rows: dict[str, Any] = read_json(given.out / "exports.json") if (given.out / "exports.json").is_file() else {}
     inputs = {tower: samples(tower, given) for tower in TOWERS}
     for name, tower_of in (("teacher, eager", of_teacher), ("student, eager", of_student)):
