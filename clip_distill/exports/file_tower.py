@@ -27,15 +27,23 @@ class FileTower(nn.Module):
         path: The file.
         runtime: Of `runtimes.RUNTIMES`.
         dtype: Of its input.
+        weights: Of the file.
         layout: Of its pixels.
         causal: Whether captions may be cut; see `TowerSpec.causal`.
     """
 
     def __init__(
-        self, embed_dim: int, path: str, runtime: str, dtype: str, layout: str = "NCHW", causal: bool = False
+        self,
+        embed_dim: int,
+        path: str,
+        runtime: str,
+        dtype: str,
+        weights: str = "fp32",
+        layout: str = "NCHW",
+        causal: bool = False,
     ) -> None:
         super().__init__()
-        self.opened = open_file(runtime, path, "cpu")
+        self.opened = open_file(runtime, path, "cpu", weights)
         self.dtype, self.layout = np.dtype(dtype), layout
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -62,6 +70,7 @@ def load_file_tower(folder: Path, tower: Tower) -> tuple[TowerSpec, nn.Module, i
     mine = info[tower]
     source = mine["input"]
     built = {"path": str(folder / mine["file"]), "runtime": info["runtime"], "dtype": source["dtype"]}
+    built["weights"] = info["weights"]
     built |= {"layout": source["layout"]} if "layout" in source else {"causal": source["shape"][1] == "length"}
     spec = TowerSpec(
         tower,

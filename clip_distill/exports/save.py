@@ -65,7 +65,11 @@ def save_graph(
         try:
             enough = bound(graph.weights, min_cosine)
             write(aside, dataclasses.replace(graph, module=graph.module.eval(), enough=enough))
-            found = compare(open_file(runtime, aside), graph.module, probes) if row.reader else Fidelity(None, None)
+            found = (
+                compare(open_file(runtime, aside, weights=graph.weights), graph.module, probes)
+                if row.reader
+                else Fidelity(None, None)
+            )
         finally:
             graph.module.train(training)
         require_near(path.name, graph.weights, found, min_cosine)

@@ -23,18 +23,16 @@ class FileEncoder:
 
     Args:
         folder: Of the export.
-        runtime: Of its files.
-        info: Of the tower, from the folder's towers.json.
-        teacher: The teacher's record, from there.
+        described: The folder's towers.json.
+        tower: Which.
         device: auto or cpu; cuda where the runtime has it.
     """
 
-    def __init__(
-        self, folder: Path, runtime: str, info: dict[str, Any], teacher: dict[str, Any], device: str = "auto"
-    ) -> None:
-        self.opened = open_file(runtime, folder / info["file"], device)
+    def __init__(self, folder: Path, described: dict[str, Any], tower: str, device: str = "auto") -> None:
+        info = described[tower]
+        self.opened = open_file(described["runtime"], folder / info["file"], device, described["weights"])
         self.dtype, self.layout = np.dtype(info["input"]["dtype"]), info["input"].get("layout")
-        self.embed_dim, self.teacher = int(info["output"]["shape"][1]), teacher
+        self.embed_dim, self.teacher = int(info["output"]["shape"][1]), described["teacher"]
         self.preprocess = info.get("preprocess", {})
         self.tokenizer: dict[str, Any] = info.get("tokenizer", {})
         self.width = None if info["input"]["shape"][1] == "length" else self.tokenizer.get("context_length")

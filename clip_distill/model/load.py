@@ -82,7 +82,7 @@ def _exported(folder: Path, tower: str | None, device: str) -> dict[str, Encoder
 
     info = read_json(folder / TOWERS_FILE)
     wanted = [each for each in TOWERS if each in info and tower in (None, each)]
-    return {each: FileEncoder(folder, info["runtime"], info[each], info["teacher"], device) for each in wanted}
+    return {each: FileEncoder(folder, info, each, device) for each in wanted}
 
 
 def _transformers(folder: Path, tower: str | None, device: str) -> dict[str, Encoder]:

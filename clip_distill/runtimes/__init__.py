@@ -37,7 +37,7 @@ class Runtime:
 
     Args:
         suffix: Of its name.
-        reader: `module:Attr` of `(path, device) -> Opened`; empty where it can't run on the machine that exports.
+        reader: `module:Attr` of `(path, device, weights) -> Opened`; empty where it runs elsewhere alone.
         writer: `module:Attr` of `(path, Graph) -> None`.
         weights: fp32, fp16, int8, int4: those that it can have.
         needs: What pip installs for it.
@@ -67,13 +67,14 @@ RUNTIMES = {
 }
 
 
-def open_file(runtime: str, path: Path | str, device: str = "auto") -> Opened:
+def open_file(runtime: str, path: Path | str, device: str = "auto", weights: str = "fp32") -> Opened:
     """Load a file into its runtime.
 
     Args:
         runtime: A key of RUNTIMES.
         path: The file.
         device: auto, cpu, cuda.
+        weights: Of the file, by which some runtimes choose how they run it.
 
     Raises:
         MissingPackage: The runtime is not installed.
@@ -82,7 +83,7 @@ def open_file(runtime: str, path: Path | str, device: str = "auto") -> Opened:
     row = RUNTIMES[runtime]
     if not row.reader:
         raise InvalidValue(f"{path}: {runtime} files run on Apple's systems alone")
-    return needing(row, row.reader)(os.fspath(path), device)
+    return needing(row, row.reader)(os.fspath(path), device, weights)
 
 
 def require_writer(runtime: str) -> Any:

@@ -11,7 +11,7 @@ from clip_distill.runtimes import Opened
 from clip_distill.runtimes.alone import one_by_one
 
 
-def open_file(path: str, device: str = "auto") -> Opened:
+def open_file(path: str, device: str = "auto", weights: str = "fp32") -> Opened:
     """Load a file."""
     interpreter = Interpreter(path)
     interpreter.allocate_tensors()

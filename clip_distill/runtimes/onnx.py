@@ -9,10 +9,11 @@ from clip_distill.runtimes import Opened
 from clip_distill.system.errors import InvalidValue
 
 
-def open_file(path: str, device: str = "auto") -> Opened:
-    """Load a file. Half-precision graphs crash at onnxruntime's last level of optimisation, so it is left out."""
+def open_file(path: str, device: str = "auto", weights: str = "fp32") -> Opened:
+    """Load a file. Half-precision graphs crash at onnxruntime's last level of optimisation, so they go without it."""
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    if weights == "fp16":
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     session = onnxruntime.InferenceSession(path, options, providers=providers(device))
     source = session.get_inputs()[0].name
     on_gpu = session.get_providers()[0].startswith("CUDA")

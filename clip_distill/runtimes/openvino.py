@@ -9,7 +9,7 @@ from clip_distill.runtimes import Opened
 from clip_distill.runtimes.alone import require_cpu
 
 
-def open_file(path: str, device: str = "auto") -> Opened:
+def open_file(path: str, device: str = "auto", weights: str = "fp32") -> Opened:
     """Load a file. Some CPUs would compute in bfloat16 by themselves, which costs a cosine of 0.0002."""
     require_cpu(device)
     model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
