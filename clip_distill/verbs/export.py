@@ -172,6 +172,7 @@ def _own_data(
 
 def _show_targets() -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from clip_distill.exports import PROGRAMS
@@ -180,12 +181,10 @@ def _show_targets() -> None:
 
     table = Table("--to", "for", "--weights", "needs", title="clip-distill export --to NAME[,NAME]")
     for name in TARGETS:
-        if name in PROGRAMS:
-            table.add_row(name, PROGRAMS[name][0], "", PROGRAMS[name][1].strip("'"))
-        else:
-            found = resolve("export", TARGETS, name)
-            row = RUNTIMES[found.runtime]
-            table.add_row(name, found.program, " ".join(row.weights), row.needs.strip("'"))
+        found = None if name in PROGRAMS else resolve("export", TARGETS, name)
+        program, needs = PROGRAMS[name] if found is None else (found.program, RUNTIMES[found.runtime].needs)
+        weights = "" if found is None else " ".join(RUNTIMES[found.runtime].weights)
+        table.add_row(name, program, weights, escape(needs.strip("'")))
     Console().print(table)
 
 

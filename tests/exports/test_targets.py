@@ -24,6 +24,7 @@ pytest.importorskip("onnx")
 
 import clip_distill as cd
 from clip_distill.cli import main as cli
+from clip_distill.exports import TARGETS
 from clip_distill.exports.graph import ImageGraph, Output, TextGraph
 from clip_distill.exports.program import require_fit
 from clip_distill.exports.target import CLIP_MEAN, CLIP_STD, Given, ImageFile, TextFile
@@ -213,3 +214,16 @@ def test_int8_ranges_are_set_by_own_photos(tiny_runs: dict[str, Path], tiny_data
     photo = Image.open(sorted((tiny_data / "image").iterdir())[0])
     found, whole = (m.encode_image([photo]) for m in (cd.load(tmp_path / "own"), cd.load(tiny_runs["image"])))
     assert float(F.cosine_similarity(torch.from_numpy(found), torch.from_numpy(whole))[0]) > 0.9
+
+
+def test_the_list_says_what_each_is_for_and_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "220")
+    cli.main(["export", "--to", "list"])
+    lines = {
+        words[1]: " ".join(words) for line in capsys.readouterr().out.splitlines() if len(words := line.split()) > 2
+    }
+    assert set(TARGETS) <= set(lines)
+    assert "clip-distill[onnx]" in lines["rclip"] and "clip-distill[openvino]" in lines["openvino"]
+    assert "fp32 fp16 int8 int4" in lines["web"]

@@ -6,7 +6,7 @@ from clip_distill.exports.target import ImageFile, Target, TextFile
 
 ONNX = Target(
     name="onnx",
-    program="your own program, by ONNX Runtime; onnx.json says how the files are fed",
+    program="your own program, by ONNX Runtime; towers.json says how the files are fed",
     image=ImageFile("image", "pixels", "image_features"),
     text=TextFile("text", "tokens", "text_features"),
     unit=False,
