@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 import multiprocessing
+import shutil
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -245,3 +246,17 @@ def stop_at() -> Callable[..., str]:
         return f"--trainer.callbacks+={yaml.safe_dump({'class_path': f'{__name__}.StopAt', 'init_args': arguments})}"
 
     return flag
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """A real Chromium without a screen, by Playwright; the test is skipped where one of them is missing."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+    if path is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    quiet = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=quiet.split())
+        yield chromium
+        chromium.close()

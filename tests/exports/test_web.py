@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -15,11 +14,6 @@ import pytest
 
 import clip_distill as cd
 from clip_distill.system.npm import Package, fetch
-
-sync_api = pytest.importorskip("playwright.sync_api")
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
-QUIET = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install chromium")
 
 
 class Files(SimpleHTTPRequestHandler):
@@ -47,15 +41,6 @@ def address(page_folder: Path) -> Iterator[str]:
     server.server_close()
 
 
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=QUIET.split())
-        yield chromium
-        chromium.close()
-
-
-@needs_browser
 @pytest.mark.parametrize(("width", "locale"), [(1280, "en-GB"), (390, "zh-CN")])
 def test_words_rank_the_chosen_photos(
     width: int, locale: str, browser: Any, address: str, tiny_runs: dict[str, Path], tiny_data: Path
@@ -91,7 +76,6 @@ def test_words_rank_the_chosen_photos(
     assert not errors
 
 
-@needs_browser
 def test_what_is_no_photo_is_counted(browser: Any, address: str, tiny_data: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
     page = browser.new_page(locale="en-GB")

@@ -14,9 +14,6 @@ import clip_distill as cd
 from clip_distill.cli import main as cli
 from clip_distill.reporting.findings import curves
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
-QUIET = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
-
 
 @pytest.fixture(scope="module")
 def page(
@@ -50,25 +47,20 @@ def test_its_figures_are_those_of_evaluate(
         assert query["teacher"]["rank"] != query["student"]["rank"]
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install chromium")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_finds_no_fault(width: int, page: Path) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
+def test_a_browser_finds_no_fault(width: int, browser: Any, page: Path) -> None:
     asked, errors = [], []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET.split())
-        shown = browser.new_page(viewport={"width": width, "height": 900})
-        shown.on("request", lambda request: asked.append(request.url))
-        shown.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        shown.on("pageerror", lambda error: errors.append(str(error)))
-        shown.goto(page.as_uri())
-        pictures = shown.query_selector_all("img, svg[role=img]")
-        assert len(pictures) > 12
-        assert all(each.get_attribute("alt") or each.get_attribute("aria-label") for each in pictures)
-        assert all(each.evaluate("node => node.naturalWidth > 0") for each in shown.query_selector_all("img"))
-        assert shown.evaluate("document.documentElement.scrollWidth") <= width
-        assert "of the teacher's mean recall" in shown.inner_text(".verdict >> nth=0")
-        browser.close()
+    shown = browser.new_page(viewport={"width": width, "height": 900})
+    shown.on("request", lambda request: asked.append(request.url))
+    shown.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    shown.on("pageerror", lambda error: errors.append(str(error)))
+    shown.goto(page.as_uri())
+    pictures = shown.query_selector_all("img, svg[role=img]")
+    assert len(pictures) > 12
+    assert all(each.get_attribute("alt") or each.get_attribute("aria-label") for each in pictures)
+    assert all(each.evaluate("node => node.naturalWidth > 0") for each in shown.query_selector_all("img"))
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    assert "of the teacher's mean recall" in shown.inner_text(".verdict >> nth=0")
     assert not errors and {url.split(":")[0] for url in asked} <= {"file", "data"}
 
 
