@@ -207,14 +207,14 @@ def run_teacher(name: str, images: pa.Table, captions: pa.Table, skipped: Counte
     spec, module = load_teacher(name, "image")
     parameters = {"image": count_parameters(module)}
     image, ids = encode_images(spec, module.to(how.device), images, how.device, how.batch_size, how.workers, skipped)
-    benchmark = Benchmark.of(_only(images, ids), captions)
+    benchmark = Benchmark.of(readable(images, ids), captions)
     spec, module = load_teacher(name, "text")
     parameters["text"] = count_parameters(module)
     text = encode_texts(spec, module.to(how.device), benchmark.captions, how.device, how.batch_size)
     return Teacher(spec.teacher | {"store": None, "parameters": parameters}, benchmark, image, text)
 
 
-def _only(images: pa.Table, ids: list[str]) -> pa.Table:
+def readable(images: pa.Table, ids: list[str]) -> pa.Table:
     return images.filter(pc.is_in(images.column("id"), value_set=pa.array(ids, pa.large_string())))
 
 

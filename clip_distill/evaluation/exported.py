@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from clip_distill.corpus.layout import Corpus
+from clip_distill.evaluation.compare import Device, embedded, readable
 from clip_distill.evaluation.recall import retrieval_metrics
-from clip_distill.evaluation.retrieval import Benchmark, encode_images, encode_texts, take_ids
+from clip_distill.evaluation.retrieval import Benchmark, encode_images
 from clip_distill.exports import TOWERS_FILE
 from clip_distill.exports.card import write_card
 from clip_distill.exports.file_tower import load_file_tower
@@ -28,7 +29,7 @@ from clip_distill.towers.reduction import MAP_FILE, PREFIX, read_reduction
 from clip_distill.towers.spec import TOWERS, Tower, TowerSpec
 
 MOST_PHOTOS = 1000
-CPU = torch.device("cpu")
+HERE = Device(torch.device("cpu"), 64, 0)
 Writer = Callable[[Path, Given], list[str] | None]
 Loaded = Mapping[Tower, tuple[TowerSpec, nn.Module]]
 
@@ -40,34 +41,37 @@ class Held:
     Args:
         benchmark: The first photos of the validation split, with their captions.
         students: Tower → spec and module.
+        known: Tower → its embeddings, as far as they were asked for.
     """
 
     benchmark: Benchmark
     students: Loaded
-    embedded: dict[Tower, Tensor] = field(default_factory=dict)
+    known: dict[Tower, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(corpus: Corpus, students: Loaded) -> Held | None:
-        """None where the data has no validation photo with a caption."""
+        """None where the data has no validation photo with a caption; photos that can't be read are left out."""
         images = corpus.val.images.slice(0, MOST_PHOTOS)
+        if not images.num_rows or not corpus.val.captions.num_rows:
+            return None
+        spec, module = students["image"]
+        found, ids = encode_images(spec, module.eval(), images, HERE.device, HERE.batch_size, HERE.workers)
         try:
-            benchmark = Benchmark.of(images, corpus.val.captions)
+            benchmark = Benchmark.of(readable(images, ids), corpus.val.captions)
         except ValueError:
             return None
-        return Held(benchmark, students)
+        return Held(benchmark, students, {"image": found})
 
     def whole(self, tower: Tower) -> Tensor:
-        if tower not in self.embedded:
+        if tower not in self.known:
             spec, module = self.students[tower]
-            self.embedded[tower] = self.embed(tower, spec, module.eval())
-        return self.embedded[tower]
+            self.known[tower] = self.embed(tower, spec, module.eval())
+        return self.known[tower]
 
     def embed(self, tower: Tower, spec: TowerSpec, module: nn.Module) -> Tensor:
         """[N_i, D] or [N_t, D]."""
-        if tower == "text":
-            return encode_texts(spec, module, self.benchmark.captions, CPU)
-        found, ids = encode_images(spec, module, self.benchmark.images, CPU, workers=0)
-        return take_ids(found, ids, self.benchmark.images.column("id").to_pylist())
+        inputs = self.benchmark.images if tower == "image" else self.benchmark.captions
+        return embedded(spec, module, inputs, HERE)
 
     def recall(self, images: Tensor, texts: Tensor) -> dict[str, float]:
         """R@10 both ways and the mean recall, in per cent. Zeros behind an embedding are left out."""

@@ -36,6 +36,12 @@ class Fidelity:
     mean: float | None
     least: float | None
 
+    @staticmethod
+    def of(expected: Tensor, found: Tensor) -> Fidelity:
+        """Of two sets of embeddings [B, D] of the same inputs."""
+        cosines = F.cosine_similarity(expected.float(), found.float())
+        return Fidelity(float(cosines.mean()), float(cosines.min()))
+
 
 def save_graph(
     path: Path, graph: Graph, runtime: str, probes: Sequence[Tensor], min_cosine: float | None = None
@@ -101,9 +107,5 @@ def require_near(name: str, weights: Weights, found: Fidelity, min_cosine: float
 @torch.inference_mode()
 def compare(opened: Opened, module: nn.Module, probes: Sequence[Tensor]) -> Fidelity:
     """Cosines between a file's embeddings and a module's."""
-    cosines = [
-        F.cosine_similarity(torch.from_numpy(opened.run(inputs.numpy())).float(), module(inputs).float())
-        for inputs in probes
-    ]
-    joined = torch.cat(cosines)
-    return Fidelity(float(joined.mean()), float(joined.min()))
+    found = torch.cat([torch.from_numpy(opened.run(inputs.numpy())) for inputs in probes])
+    return Fidelity.of(torch.cat([module(inputs) for inputs in probes]), found)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from clip_distill.exports.open_clip import PROBES
+from clip_distill.exports.save import Fidelity, require_near
 from clip_distill.exports.target import Given
-from clip_distill.exports.transformers import require_near
 from clip_distill.exports.transformers import write as write_transformers
 from clip_distill.system.errors import MissingPackage
 from clip_distill.system.files import read_json, write_json
@@ -77,4 +77,5 @@ def verify(folder: Path, given: Given, native: bool) -> None:
     model: Any = SentenceTransformer(str(folder), device="cpu", local_files_only=True, trust_remote_code=not native)
     spec = TokenizerSpec(**given.text[0].tokenizer)
     expected = given.text[1].eval()(tokenize(spec, PROBES).pad(spec.pad_id, spec.context_length))
-    require_near("text", given, expected, model.encode(PROBES, convert_to_tensor=True))
+    found = Fidelity.of(expected, model.encode(PROBES, convert_to_tensor=True))
+    require_near("text", given.weights, found, given.min_cosine)

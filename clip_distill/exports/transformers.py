@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from clip_distill.exports.clip_model import clip_config, clip_state, is_clip
+from clip_distill.exports.graph import sides
 from clip_distill.exports.open_clip import PROBES
-from clip_distill.exports.save import FellShort
+from clip_distill.exports.save import LEAST, Fidelity, require_near
 from clip_distill.exports.target import Given
 from clip_distill.exports.tokenizer_files import FILES, image_processor, write_tokenizer
 from clip_distill.pixels.views import normalise
@@ -34,7 +34,6 @@ from clip_distill.towers.spec import THIN
 from clip_distill.towers.thin import make_whole
 
 CODE = "modeling_clip_distill.py"
-LEAST = {"fp32": 0.9999, "fp16": 0.999}
 
 
 def write(folder: Path, given: Given) -> None:
@@ -124,28 +123,14 @@ def verify(folder: Path, given: Given, native: bool) -> None:
     loaded: Any = AutoModel.from_pretrained(folder, dtype=torch.float32, **options).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
     (image, seer), (text, reader) = given.image, given.text
-    high, wide = (
-        image.preprocess["size"] if not isinstance(image.preprocess["size"], int) else [image.preprocess["size"]] * 2
-    )
+    high, wide = sides(image.preprocess)
     noise = torch.randint(0, 256, (4, 3, high, wide), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     pixels = normalise(noise, image.preprocess)  # [B, 3, S, S]
-    require_near("image", given, seer.eval()(pixels), loaded.get_image_features(pixel_values=pixels).pooler_output)
+    found = loaded.get_image_features(pixel_values=pixels).pooler_output
+    require_near("image", given.weights, Fidelity.of(seer.eval()(pixels), found), given.min_cosine)
     spec = TokenizerSpec(**text.tokenizer)
     texts = [*PROBES, *given.captions[:256]]
     expected = reader.eval()(tokenize(spec, texts).pad(spec.pad_id, spec.context_length))
     fed = tokenizer(texts, padding=True, truncation=True, max_length=spec.context_length, return_tensors="pt")
-    require_near("text", given, expected, loaded.get_text_features(**fed).pooler_output)
-
-
-def require_near(tower: str, given: Given, expected: Tensor, found: Tensor) -> None:
-    """
-    Raises:
-        FellShort: Some embedding points elsewhere.
-    """
-    cosine = float(F.cosine_similarity(expected.float(), found.float()).min())
-    least = LEAST[given.weights] if given.min_cosine is None else given.min_cosine
-    if not cosine >= least:
-        raise FellShort(
-            f"--to transformers: the {tower} tower gives other embeddings when it is loaded back: expected cosine ≥ "
-            f"{least}, found {cosine:.6f}"
-        )
+    found = loaded.get_text_features(**fed).pooler_output
+    require_near("text", given.weights, Fidelity.of(expected, found), given.min_cosine)

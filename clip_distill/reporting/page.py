@@ -46,7 +46,7 @@ def write_page(path: Path, findings: dict[str, Any], benchmark: Benchmark, langu
         return thumbs[row]
 
     names = {key: title(key, language) for key in MEASURES}
-    sections = [section(kind(run), run, words, names, language) for run in findings["runs"]]
+    sections = [section(run["tower"], run, words, names, language) for run in findings["runs"]]
     if findings["both"]:
         sections.append(section("both", findings["both"], words, names, language))
     several = charts.recall_by_size(findings["runs"], words) if len(findings["runs"]) > 1 else ""
@@ -67,10 +67,6 @@ def small(place: dict[str, Any]) -> str:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=75)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def kind(run: dict[str, Any]) -> str:
-    return str(run["tower"])
 
 
 def title(measure: str, language: str) -> str:

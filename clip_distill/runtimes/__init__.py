@@ -52,18 +52,20 @@ class Runtime:
     single: bool = False
 
 
-def _row(suffix: str, name: str, weights: str, needs: str, single: bool = False, runs: bool = True) -> Runtime:
-    reader = f"clip_distill.runtimes.{name}:open_file" if runs else ""
-    return Runtime(suffix, reader, f"clip_distill.exports.writers.{name}:write", tuple(weights.split()), needs, single)
+def _row(suffix: str, name: str, weights: str, needs: str, single: bool = False, reader: str | None = None) -> Runtime:
+    """`name` is the writer's module, and the reader's unless that has another name, or none."""
+    module = name if reader is None else reader
+    opens = f"clip_distill.runtimes.{module}:open_file" if module else ""
+    return Runtime(suffix, opens, f"clip_distill.exports.writers.{name}:write", tuple(weights.split()), needs, single)
 
 
 RUNTIMES = {
     "onnx": _row(".onnx", "onnx", "fp32 fp16 int8 int4", "'clip-distill[onnx]'"),
-    "ort": _row(".ort", "ort", "fp32 fp16 int8", "'clip-distill[onnx]'"),
+    "ort": _row(".ort", "ort", "fp32 fp16 int8", "'clip-distill[onnx]'", reader="onnx"),
     "openvino": _row(".xml", "openvino", "fp32 fp16 int8", "'clip-distill[openvino]'"),
     "executorch": _row(".pte", "executorch", "fp32 fp16", "'clip-distill[executorch]'", single=True),
     "litert": _row(".tflite", "litert", "fp32 int8", "'clip-distill[litert]'", single=True),
-    "coreml": _row(".mlpackage", "coreml", "fp32 fp16 int8", "'clip-distill[coreml]'", single=True, runs=False),
+    "coreml": _row(".mlpackage", "coreml", "fp32 fp16 int8", "'clip-distill[coreml]'", single=True, reader=""),
 }
 
 

@@ -18,7 +18,7 @@ from clip_distill.system.talk import say
 if TYPE_CHECKING:
     from torch import nn
 
-    from clip_distill.evaluation.exported import Held, Job, Writer
+    from clip_distill.evaluation.exported import Held, Writer
     from clip_distill.towers.spec import Tower, TowerSpec
 
 EXAMPLES = """\
@@ -108,8 +108,7 @@ def export(
     job = Job(given, students, teacher, held, max_points_lost)
     short = []
     for name, folder in folders.items():
-        found: list[str] = []
-        _write_aside(folder, partial(_write_one, job, writers[name], name, found))
+        found = _write_aside(folder, partial(job.write, writers[name], name))
         say(f"{folder}: written, read back and compared" if not found else f"{folder}: without what fell short")
         short += [f"{folder}: {each}" for each in found]
         if name == "open_clip":
@@ -126,10 +125,6 @@ def export(
         places = {name if len(folders) > 1 else "": folder for name, folder in folders.items()}
         say(f"{hub.push(places, push)}: uploaded, private")
     return Path(out)
-
-
-def _write_one(job: Job, write: Writer, name: str, short: list[str], aside: Path) -> None:
-    short += job.write(write, name, aside)
 
 
 def _writer(name: str) -> Writer:
@@ -227,15 +222,16 @@ def _require_free(folder: Path, overwrite: bool) -> None:
         raise AlreadyExists(f"{folder}: expected an earlier export to replace, found no {' or '.join(MARKS)} in it")
 
 
-def _write_aside(folder: Path, write: Callable[[Path], None]) -> None:
+def _write_aside(folder: Path, write: Callable[[Path], list[str]]) -> list[str]:
     """Write beside `folder`, then rename: there is a whole export at any moment after the first, or none."""
     aside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("new", "old"))
     aside.mkdir(parents=True)
     try:
-        write(aside)
+        short = write(aside)
         if folder.exists():
             folder.rename(old)
         aside.rename(folder)
+        return short
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

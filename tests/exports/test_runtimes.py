@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,17 @@ def test_weights_that_a_runtime_lacks_and_packages_that_are_missing(
     monkeypatch.delitem(__import__("sys").modules, "clip_distill.exports.writers.openvino", raising=False)
     with pytest.raises(MissingPackage, match=r"pip install 'clip-distill\[openvino\]'"):
         cd.export(**students, to="openvino", out=tmp_path / "out")
+
+
+def test_photos_that_cannot_be_read_are_left_out_of_recall(
+    tiny_runs: dict[str, Path], tiny_data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    data = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    photos = sorted((data / "COCO/val2017").iterdir())
+    photos[0].write_bytes(b"no photo")
+    students = {"image_student": tiny_runs["image"], "text_student": tiny_runs["text"]}
+    cd.export(**students, to="onnx", out=tmp_path / "out", calibrate=data, photos=4)
+    record = json.loads((tmp_path / "out/export.json").read_text())
+    assert record["recall"]["photos"] == len(photos) - 1
+    assert record["recall"]["image"]["t2i_r10"] == pytest.approx(record["recall"]["student"]["t2i_r10"])
