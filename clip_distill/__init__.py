@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from clip_distill.benchmarking.report import BenchmarkReport as BenchmarkReport
     from clip_distill.corpus.layout import Sources as Sources
     from clip_distill.evaluation.report import EvaluationReport as EvaluationReport
+    from clip_distill.evaluation.zero_shot_report import ZeroShotReport as ZeroShotReport
     from clip_distill.model.load import load as load
     from clip_distill.model.model import Model as Model
     from clip_distill.pixels.photos import BadImage as BadImage
@@ -47,11 +48,13 @@ if TYPE_CHECKING:
     from clip_distill.verbs.plan import plan as plan
     from clip_distill.verbs.quickstart import quickstart as quickstart
     from clip_distill.verbs.report import report as report
+    from clip_distill.verbs.zero_shot import zero_shot as zero_shot
 
 _HOMES = {
     "clip_distill.benchmarking.report": ("BenchmarkReport",),
     "clip_distill.corpus.layout": ("Sources",),
     "clip_distill.evaluation.report": ("EvaluationReport",),
+    "clip_distill.evaluation.zero_shot_report": ("ZeroShotReport",),
     "clip_distill.model.load": ("load",),
     "clip_distill.model.model": ("Model",),
     "clip_distill.pixels.photos": ("BadImage",),
@@ -74,6 +77,7 @@ _HOMES = {
     "clip_distill.verbs.plan": ("plan",),
     "clip_distill.verbs.quickstart": ("quickstart",),
     "clip_distill.verbs.report": ("report",),
+    "clip_distill.verbs.zero_shot": ("zero_shot",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -19,7 +19,7 @@ from clip_distill.cli import main as cli
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
-VERBS = ["benchmark", "embed", "evaluate", "export", "fit", "load", "plan", "quickstart", "report"]
+VERBS = ["benchmark", "embed", "evaluate", "export", "fit", "load", "plan", "quickstart", "report", "zero_shot"]
 CLASSES = [
     "BadImage",
     "BenchmarkReport",
@@ -42,7 +42,7 @@ CLASSES += [
     "Sources",
     "StoreError",
 ]
-CLASSES += ["Student"]
+CLASSES += ["Student", "ZeroShotReport"]
 NO_EXAMPLE = {
     "quickstart",
     "report",
@@ -86,8 +86,12 @@ def test_every_error_is_of_one_family() -> None:
 @pytest.fixture(scope="module")
 def world(tiny_data: Path, tiny_teacher: str, tiny_views_store: Path, tiny_runs: dict[str, Path]) -> dict[str, Any]:
     photo = next((tiny_data / "image").iterdir())
+    classes = tiny_data.parent / "classes.txt"
+    classes.write_text("circle\nsquare\n", encoding="utf-8")
     return {"cd": cd, "DATA": tiny_data, "TEACHER": tiny_teacher, "RUN": tiny_runs["text"], "PHOTO": photo} | {
-        "STORE": tiny_views_store
+        "STORE": tiny_views_store,
+        "PHOTOS": tiny_data / "COCO/val2017",
+        "CLASSES": classes,
     }
 
 

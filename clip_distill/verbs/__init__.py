@@ -14,10 +14,11 @@ def run(verb: str, argv: Sequence[str]) -> None:
     """What `clip-distill VERB ARGUMENTS` does: call the verb's function, and print what it found out.
 
     Args:
-        verb: A module of this room.
+        verb: A module of this room, with hyphens as people write them.
         argv: Its arguments, as words.
     """
-    module: Any = importlib.import_module(f"clip_distill.verbs.{verb}")
+    name_of_function = verb.replace("-", "_")
+    module: Any = importlib.import_module(f"clip_distill.verbs.{name_of_function}")
     if hasattr(module, "VERBS"):
         name = argv[0] if argv else "--help"
         if name in ("-h", "--help"):
@@ -29,6 +30,6 @@ def run(verb: str, argv: Sequence[str]) -> None:
     elif hasattr(module, "command"):  # its settings are those of a recipe, and of Lightning's Trainer
         result = module.command(argv)
     else:
-        result = call(verb, getattr(module, verb), module.EXAMPLES, argv)
+        result = call(verb, getattr(module, name_of_function), module.EXAMPLES, argv)
     if hasattr(result, "show"):
         result.show()
