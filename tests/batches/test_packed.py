@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
 import time
 from dataclasses import replace
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
@@ -156,10 +156,14 @@ def pixels(copy: Packed) -> list[int]:
 EXPECTED = [10 * row + view for row in range(10) for view in range(2)]
 
 
-@pytest.mark.filterwarnings("ignore:.*use of fork")
-def test_a_kill_loses_no_finished_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "SHARD_BYTES", 2 * 3 * SIDE * SIDE)  # a photo each
-    process = multiprocessing.get_context("fork").Process(target=alone, args=(tmp_path / "p",))
+A_PHOTO = 2 * 3 * SIDE * SIDE  # bytes of a shard
+
+
+def test_a_kill_loses_no_finished_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forkserver: ForkServerContext
+) -> None:
+    monkeypatch.setattr(packed, "SHARD_BYTES", A_PHOTO)
+    process = forkserver.Process(target=alone, args=(tmp_path / "p",))
     process.start()
     end = time.monotonic() + 30
     while len(done := list((tmp_path / "p").glob("shard-*.bin"))) < 3:
@@ -179,6 +183,7 @@ def test_a_kill_loses_no_finished_shard(tmp_path: Path, monkeypatch: pytest.Monk
 def alone(folder: Path) -> None:
     """Pack in a process group of its own, so that its workers die with it."""
     os.setpgid(0, 0)
+    packed.SHARD_BYTES = A_PHOTO
     pack(folder, CONTENTS, slowly)
 
 
@@ -186,9 +191,10 @@ def refuse(row: int, views: range) -> Tensor:
     raise AssertionError("the other process has made this already")
 
 
-@pytest.mark.filterwarnings("ignore:.*use of fork")
-def test_a_second_process_waits_for_the_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    process = multiprocessing.get_context("fork").Process(target=pack, args=(tmp_path, CONTENTS, slowly))
+def test_a_second_process_waits_for_the_copy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], forkserver: ForkServerContext
+) -> None:
+    process = forkserver.Process(target=pack, args=(tmp_path, CONTENTS, slowly))
     process.start()
     end = time.monotonic() + 30
     while not (tmp_path / "plan.json").exists():

@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import runpy
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+SYNTHETIC = str(Path(__file__).with_name("synthetic.py"))
+
 
 @pytest.fixture(scope="session")
 def synthetic() -> SimpleNamespace:
     """The functions of `synthetic.py`."""
-    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("synthetic.py"))))
+    return SimpleNamespace(**runpy.run_path(SYNTHETIC))
+
+
+def run(place: dict[str, str], sender: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Build, and send how it ended."""
+    os.environ.update(place)
+    try:
+        table = runpy.run_path(SYNTHETIC)["build"](*arguments, **options)
+        sender.send("unfinished" if table is None else f"{len(table)} rows")
+    except ValueError as error:
+        sender.send(str(error))
 
 
 class Child:
-    """`synthetic.build` in a process of its own: forked, since a fresh interpreter takes seconds to import torch."""
+    """`synthetic.build` in a process of its own, of the fork server: a fresh interpreter takes seconds to import torch,
+    and a fork of this process may crash, since libraries with threads of their own are loaded by other tests."""
 
-    def __init__(self, build: Callable[..., Any], rank: int, world: int, *arguments: Any, **options: Any) -> None:
-        context = multiprocessing.get_context("fork")
+    def __init__(self, context: ForkServerContext, rank: int, world: int, *arguments: Any, **options: Any) -> None:
         self.receiver, self.sender = context.Pipe(duplex=False)
-        self.place = {"RANK": str(rank), "WORLD_SIZE": str(world)}
-        self.process = context.Process(target=self.run, args=(build, arguments, options), daemon=True)
+        place = dict(os.environ) | {"RANK": str(rank), "WORLD_SIZE": str(world)}
+        self.process = context.Process(target=run, args=(place, self.sender, arguments, options), daemon=True)
         self.process.start()
-
-    def run(self, build: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        os.environ.update(self.place)
-        try:
-            table = build(*arguments, **options)
-            self.sender.send("unfinished" if table is None else f"{len(table)} rows")
-        except ValueError as error:
-            self.sender.send(str(error))
 
     def answer(self) -> str:
         """Wait for its end; what it found, or its error, or nothing if it was killed."""
@@ -51,11 +55,11 @@ class Child:
 
 
 @pytest.fixture
-def start(synthetic: SimpleNamespace) -> Callable[..., Child]:
+def start(forkserver: ForkServerContext) -> Callable[..., Child]:
     """Start `synthetic.build` as process `rank` of `world`."""
 
     def start(*arguments: Any, rank: int = 0, world: int = 1, **options: Any) -> Child:
-        return Child(synthetic.build, rank, world, *arguments, **options)
+        return Child(forkserver, rank, world, *arguments, **options)
 
     return start
 
