@@ -21,6 +21,7 @@ from wrapt import register_post_import_hook
 if TYPE_CHECKING:
     from clip_distill.benchmarking.report import BenchmarkReport as BenchmarkReport
     from clip_distill.corpus.layout import Sources as Sources
+    from clip_distill.evaluation.drop_in_report import DropInReport as DropInReport
     from clip_distill.evaluation.report import EvaluationReport as EvaluationReport
     from clip_distill.evaluation.zero_shot_report import ZeroShotReport as ZeroShotReport
     from clip_distill.model.load import load as load
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from clip_distill.system.errors import NotFound as NotFound
     from clip_distill.system.errors import OutOfMemory as OutOfMemory
     from clip_distill.verbs.benchmark import benchmark as benchmark
+    from clip_distill.verbs.drop_in import drop_in as drop_in
     from clip_distill.verbs.embed import embed as embed
     from clip_distill.verbs.evaluate import evaluate as evaluate
     from clip_distill.verbs.export import export as export
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "clip_distill.benchmarking.report": ("BenchmarkReport",),
     "clip_distill.corpus.layout": ("Sources",),
+    "clip_distill.evaluation.drop_in_report": ("DropInReport",),
     "clip_distill.evaluation.report": ("EvaluationReport",),
     "clip_distill.evaluation.zero_shot_report": ("ZeroShotReport",),
     "clip_distill.model.load": ("load",),
@@ -70,6 +73,7 @@ _HOMES = {
         "OutOfMemory",
     ),
     "clip_distill.verbs.benchmark": ("benchmark",),
+    "clip_distill.verbs.drop_in": ("drop_in",),
     "clip_distill.verbs.embed": ("embed",),
     "clip_distill.verbs.evaluate": ("evaluate",),
     "clip_distill.verbs.export": ("export",),

@@ -19,7 +19,19 @@ from clip_distill.cli import main as cli
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
-VERBS = ["benchmark", "embed", "evaluate", "export", "fit", "load", "plan", "quickstart", "report", "zero_shot"]
+VERBS = [
+    "benchmark",
+    "drop_in",
+    "embed",
+    "evaluate",
+    "export",
+    "fit",
+    "load",
+    "plan",
+    "quickstart",
+    "report",
+    "zero_shot",
+]
 CLASSES = [
     "BadImage",
     "BenchmarkReport",
@@ -42,7 +54,7 @@ CLASSES += [
     "Sources",
     "StoreError",
 ]
-CLASSES += ["Student", "ZeroShotReport"]
+CLASSES += ["DropInReport", "Student", "ZeroShotReport"]
 NO_EXAMPLE = {
     "quickstart",
     "report",

@@ -15,6 +15,7 @@ VERBS = {
     "fit": "train a small image or text encoder from a store",
     "evaluate": "measure retrieval of teacher and students, in all pairings",
     "zero-shot": "find the class of photos by its name, with teacher and students",
+    "drop-in": "say whether a student may serve an index that its teacher made",
     "report": "show what students kept, on one page: recall with intervals, charts, queries",
     "benchmark": "measure speed, memory and size of teacher and students, in torch and ONNX Runtime",
     "export": "write a student for the program that you have, and check it there",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,7 +48,9 @@ def drawn(title: str, width: float, height: float, draw: Callable[[Any], None]) 
         FigureCanvasSVG(figure)
         draw(figure.subplots())
         file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        with warnings.catch_warnings():  # text stays text: the reader's fonts, not matplotlib's, must have the letters
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()[file.getvalue().index("<svg") :]
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, variable)
@@ -130,3 +133,28 @@ def recall_by_size(rows: Sequence[dict[str, Any]], words: dict[str, str]) -> str
         axis.margins(0.15)
 
     return drawn(words["by_size"], 6.0, 3.0, draw)
+
+
+def score_curves(found: dict[str, Any]) -> str:
+    """Of each stage of a drop-in check, how many queries above a score find their photo, and how many are answered."""
+
+    def draw(axis: Any) -> None:
+        for (name, each), colour in zip(found.items(), (TEACHER, STUDENT, INK), strict=False):
+            scores, precision, answered = zip(*each["curve"], strict=True)
+            axis.plot(scores, precision, color=colour, label=f"{name}: photo on the first page")
+            axis.plot(scores, answered, color=colour, ls=":", label=f"{name}: answered")
+            axis.axvline(each["threshold"], color=colour, lw=0.8, ls="--")
+        axis.set_xlabel("cosine of the first answer, at least")
+        axis.set_ylabel("%")
+        axis.legend(frameon=False, fontsize=7)
+
+    return drawn("Queries that find their photo, and queries that are answered, by score", 6.0, 3.4, draw)
+
+
+def standalone(svg: str) -> str:
+    """An inline `<svg>` as a file of its own, with the page's colours for light and dark."""
+    light = "--ink:#1c2127;--teacher:#8a95a1;--student:#0b6e5a"
+    dark = "--ink:#e8eaed;--teacher:#7d8894;--student:#5cc8ae"
+    style = f"<style>svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    head, rest = svg.split(">", 1)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}>{style}{rest}'

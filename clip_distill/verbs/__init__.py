@@ -33,3 +33,5 @@ def run(verb: str, argv: Sequence[str]) -> None:
         result = call(verb, getattr(module, name_of_function), module.EXAMPLES, argv)
     if hasattr(result, "show"):
         result.show()
+    if getattr(result, "exit_status", 0):  # a verdict, for scripts
+        sys.exit(result.exit_status)
