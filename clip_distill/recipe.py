@@ -164,6 +164,8 @@ class Recipe:
         resume: Go on from the last checkpoint in `out`.
         overwrite: Replace what is in `out`.
         wandb: Weights & Biases project to log to, beside TensorBoard and CSV.
+        report: Write report.html into `out` at the end, a page that shows what was kept (where there are photos with
+            captions to validate on).
     """
 
     tower: Literal["image", "text", "both"]
@@ -194,6 +196,7 @@ class Recipe:
     resume: bool = False
     overwrite: bool = False
     wandb: str | None = None
+    report: bool = True
 
     def __post_init__(self) -> None:
         """Raises ValueError where values don't fit."""

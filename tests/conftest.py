@@ -86,6 +86,14 @@ def lines_on_standard_output() -> None:
     to_console()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_page_for_each_run() -> Iterator[None]:
+    """Hundreds of runs are trained, each of which would end with seconds of drawing; `tests/reporting` draws some."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clip_distill.verbs.fit.show", lambda run, device: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def forkserver() -> ForkServerContext:
     """Makes processes that have imported everything: each by itself would take seconds for it."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import platform
+import statistics
+import timeit
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,18 +18,23 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip_distill.evaluation.compare import Device, Teacher, closeness, embedded
 from clip_distill.evaluation.loading import load_measured, require_taught_by
 from clip_distill.evaluation.recall import retrieval_ranks
+from clip_distill.exports.graph import sides
 from clip_distill.reporting.leaks import without
 from clip_distill.reporting.statistics import changed_most, histogram, hits_of, intervals
-from clip_distill.towers.spec import Tower
+from clip_distill.tokens.encode import tokenize
+from clip_distill.tokens.spec import TokenizerSpec
+from clip_distill.towers.spec import Tower, TowerSpec
 
 QUERIES = 5  # that lost most, and that gained most
 FOUND = 3  # photos of each
+TYPICAL = "two dogs run across a field of tall green grass"  # a caption of usual length
+WARM, TIMED = 5, 25  # passes
 HEAT = 12  # photos, and their captions, of the map of similarities
 PACKAGES = ("clip-distill", "torch", "open_clip_torch", "lightning")
 
@@ -76,8 +83,23 @@ def measure_run(
     }
     near = closeness(own, theirs)
     cosines = F.cosine_similarity(own.float(), theirs.float())
+    facts |= {"milliseconds": latency(spec, module, how.device)}
     facts |= {"cosine": near["mean_cosine"], "neighbours": 100 * near["neighbour_overlap"]}
     return facts | found | {"cosines": histogram(cosines)} | run_facts(Path(name)), student
+
+
+def latency(spec: TowerSpec, module: nn.Module, device: torch.device) -> float:
+    """Median milliseconds of one photo, or one caption; decoding not counted."""
+    if spec.tower == "image":
+        inputs = torch.zeros(1, 3, *sides(spec.preprocess))
+    else:
+        tokenizer = TokenizerSpec(**spec.tokenizer)
+        width = None if spec.causal else tokenizer.context_length
+        inputs = tokenize(tokenizer, [TYPICAL]).pad(tokenizer.pad_id, width)
+    inputs = inputs.to(device)
+    with torch.inference_mode():
+        seconds = timeit.repeat(lambda: module(inputs).cpu(), number=1, repeat=WARM + TIMED)
+    return 1000 * statistics.median(seconds[WARM:])
 
 
 def compared(teacher: Side, student: Side, image_of_caption: Tensor, leaked: Sequence[int] = ()) -> dict[str, Any]:
@@ -88,9 +110,10 @@ def compared(teacher: Side, student: Side, image_of_caption: Tensor, leaked: Seq
     recall = intervals(theirs, own)
     means = recall["mean_recall"]
     lost, gained = changed_most(ranks[0][0], ranks[1][0], QUERIES)
+    some_left = 0 < len(leaked) < photos
     return {
         "recall": recall,
-        "recall_without_leaks": intervals(without(theirs, leaked), without(own, leaked)) if len(leaked) else None,
+        "recall_without_leaks": intervals(without(theirs, leaked), without(own, leaked)) if some_left else None,
         "kept": 100 * means["student"][0] / means["teacher"][0] if means["teacher"][0] else None,
         "lost": [query(row, ranks, (teacher, student), image_of_caption) for row in lost],
         "gained": [query(row, ranks, (teacher, student), image_of_caption) for row in gained],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from clip_distill.recipe import Recipe
 from clip_distill.recipes import read_recipe
 from clip_distill.system.arguments import Place, filled, flat, layer, parse_keys, plain
+from clip_distill.system.errors import Error
 from clip_distill.system.talk import say
 
 if TYPE_CHECKING:
@@ -173,7 +174,19 @@ def train(parser: Parser, config: Any) -> Run:
     run = save_students(module, trainer, best, out)
     if before is not None and recipe.start_from is not None:
         say(*progress_of(module, before, data, Path(recipe.start_from), trainer.strategy.root_device))
+    if recipe.report and module.validation.measure == "mean_recall":
+        show(run, str(trainer.strategy.root_device))
     return run
+
+
+def show(run: Run, device: str) -> None:
+    """Write the page that `report` makes; a run has not failed where there can be none."""
+    from clip_distill.verbs.report import report
+
+    try:
+        report([run], device=device)
+    except Error as error:
+        say(f"no report: {error}")
 
 
 def save_students(module: Training, trainer: Trainer, best: ModelCheckpoint, out: Path) -> Run:

@@ -23,7 +23,7 @@ EXAMPLES = """\
   # both students, by themselves and together, in Chinese
   clip-distill report runs/image runs/text --language zh --out results/report.html
   # several students side by side, on photos that no epoch was chosen by
-  clip-distill report runs/smallest runs/balanced runs/best --data TEST --store stores/test --out results/report.html"""
+  clip-distill report runs/smallest runs/balanced runs/best --test TEST --store stores/test --out results/report.html"""
 
 
 def command(argv: Sequence[str]) -> Path:
@@ -38,6 +38,7 @@ def report(
     data: Place | None = None,
     store: Place | None = None,
     out: Place | None = None,
+    test: Place | None = None,
     split: Literal["train", "val"] = "val",
     language: Literal["en", "zh"] = "en",
     device: str = "auto",
@@ -52,6 +53,7 @@ def report(
         data: Folder of the data; by default the first run's.
         store: What `embed` wrote; by default the first run's.
         out: The page, *.html; by default report.html in the first run's folder. The same as JSON lies beside it.
+        test: Another data folder, on whose photos no epoch was chosen; store is then what `embed` made of that.
         split: Which part of the data.
         language: Of the page: en or zh.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -75,7 +77,9 @@ def report(
     places = [str(spelt(run)) for run in runs]
     if not places:
         raise InvalidValue("expected at least one run: clip-distill report RUN")
-    data, store, sources = where(places[0], spelt(data), spelt(store), sources)
+    if test is not None and store is None:
+        raise InvalidValue("--test: expected --store, too: the one that `clip-distill embed` made of that data")
+    data, store, sources = where(places[0], spelt(test or data), spelt(store), sources)
     page = Path(spelt(out) or Path(places[0]) / "report.html")
     if page.suffix != ".html":
         raise InvalidValue(f"--out: expected a page, *.html, found {page}")
@@ -87,11 +91,16 @@ def report(
             "student with its teacher without them"
         )
     skipped = Counter[str]()
-    guide = stored_teacher(store, split, part.require_images(), part.require_captions(), skipped, False)
+    guide = stored_teacher(store, split, part.require_images(), part.require_captions(), skipped, True)
+    if guide.text is None:
+        raise InvalidValue(
+            "the store has none of these captions, so what the teacher finds by them is not known; "
+            "`clip-distill evaluate` measures the student alone"
+        )
     how = Device(pick_device(device), batch_size, workers)
-    known = leaks(guide.image, guide.benchmark.captions, corpus, store) if split == "val" else None
+    known = leaks(guide.benchmark, guide.image, corpus, store) if split == "val" else None
     leaked = known["photos"] if known else []
-    teacher = Side.of(guide.image, guide.text)  # type: ignore[arg-type]
+    teacher = Side.of(guide.image, guide.text)
     found: list[dict[str, Any]] = []
     sides: dict[Tower, list[Side]] = {"image": [], "text": []}
     for place in places:
@@ -102,7 +111,9 @@ def report(
             sides[tower].append(side)
     one_each = len(sides["image"]) == len(sides["text"]) == 1
     pair = both({tower: each[0] for tower, each in sides.items()}, guide, leaked) if one_each else None
-    findings = {"runs": found, "both": pair, "leaks": known, **shared_facts(guide, data, split, skipped)}
+    shared = shared_facts(guide, data, split, skipped)
+    shared["data"]["test"] = test is not None
+    findings = {"runs": found, "both": pair, "leaks": known, **shared}
     write_page(page, findings, guide.benchmark, language)
     write_json(page.with_suffix(".json"), findings)
     say(f"{page}: written, and {page.with_suffix('.json').name} beside it")

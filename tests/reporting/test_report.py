@@ -13,6 +13,7 @@ import yaml
 import clip_distill as cd
 from clip_distill.cli import main as cli
 from clip_distill.reporting.findings import curves
+from clip_distill.verbs.fit import show
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +98,21 @@ def test_what_it_cannot_say(tiny_runs: dict[str, Path], tmp_path: Path) -> None:
         from clip_distill.verbs.report import towers_of
 
         towers_of(tmp_path)
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_run_ends_with_its_page(
+    tower: str, tiny_data: Path, tiny_views_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clip_distill.verbs.fit.show", show)
+    sizes = {"image": {"width": 16, "layers": 1, "heads": 2, "patch_size": 16, "input_resolution": 32}}
+    sizes["text"] = {"transformer_width": 16, "transformer_layers": 1, "transformer_heads": 2}
+    given: dict[str, Any] = {"tower": tower, "data": tiny_data, "store": tiny_views_store, "preset": "none"}
+    given |= {"student.options": sizes[tower], "loader.workers": 0, "loader.batch_size": 8, "overwrite": True}
+    given |= {"out": tmp_path, "trainer": {"max_epochs": 1, "accelerator": "cpu"}}
+    cd.fit(**given, report=False)
+    assert not list(tmp_path.glob("report.*"))
+    run = cd.fit(**given)
+    found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert (tmp_path / "report.html").stat().st_size > 20_000 and found["runs"][0]["tower"] == tower
+    assert found["runs"][0]["recall"]["mean_recall"]["student"][0] == pytest.approx(run.mean_recall)
