@@ -46,6 +46,12 @@ class EvaluationReport(Report):
 
     def show(self, console: Console | None = None) -> None:
         show(self.numbers, console or Console())
+        if elsewhere := self.numbers.get("elsewhere"):
+            from clip_distill.evaluation.elsewhere import elsewhere_table, warnings_of
+
+            (console or Console()).print(elsewhere_table(elsewhere))
+            for line in warnings_of(elsewhere):
+                (console or Console()).print(line, highlight=False, soft_wrap=True)
         if self.saved is not None:
             (console or Console()).print(f"every number: {self.saved}", highlight=False, soft_wrap=True)
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import (
+    binary_average_precision,
     multiclass_accuracy,
     multiclass_confusion_matrix,
-    multilabel_average_precision,
 )
 
 CONFUSED = 10  # pairs of classes that are listed
@@ -74,12 +74,12 @@ def multilabel(scores: Tensor, labels: Tensor) -> dict[str, Any]:
     Returns:
         `mean_average_precision`, over the classes that have photos, and `per_class` [C] (None for one without).
     """
-    found = 100 * multilabel_average_precision((scores + 1) / 2, labels.long(), scores.shape[1], average="none")
-    there = labels.any(0)
-    return {
-        "mean_average_precision": float(found[there].mean()),
-        "per_class": [float(value) if is_there else None for value, is_there in zip(found, there, strict=True)],
-    }
+    each = [
+        100 * float(binary_average_precision((column + 1) / 2, right.long())) if right.any() else None
+        for column, right in zip(scores.T, labels.T, strict=True)
+    ]
+    there = [value for value in each if value is not None]
+    return {"mean_average_precision": sum(there) / len(there), "per_class": each}
 
 
 def agreement_of(scores: Tensor, teacher: Tensor) -> float:

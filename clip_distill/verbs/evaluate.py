@@ -28,6 +28,9 @@ EXAMPLES = """\
   clip-distill evaluate --data DATA --store stores/b32 --image_student local-dir:exported
   # a student of another language than the teacher's, on captions of its own
   clip-distill evaluate --data DATA --sources.val_captions zh.json --store stores/b32 --text_student runs/chinese
+  # other texts and photos than it was trained on: may it be trusted there?
+  clip-distill evaluate --data DATA --store stores/b32 --text_student runs/text --elsewhere '[words, searches.txt]'
+  clip-distill evaluate --data DATA --store stores/b32 --image_student runs/image --elsewhere '[PHOTOS]'
   # photos alone: against the teacher's embeddings of those that fit held out
   clip-distill evaluate --data PHOTOS --store stores/photos --image_student runs/image
   # a teacher alone, without a store
@@ -42,6 +45,7 @@ def evaluate(
     text_student: Place | None = None,
     split: Literal["train", "val"] = "val",
     holdout: float = 0.05,
+    elsewhere: list[Place] | None = None,
     out: Place | None = None,
     device: str = "auto",
     batch_size: int = 64,
@@ -62,6 +66,8 @@ def evaluate(
         text_student: Run folder of a text student, a folder of exported ONNX files, or any teacher's name.
         split: Which part of the data.
         holdout: The share that the run held out, where there are no photos with captions.
+        elsewhere: Other inputs to compare student and teacher on, a thousand of each at most: words (of the teacher's
+            vocabulary), files of texts, folders of photos. The teacher is loaded for it.
         out: JSON file for all numbers.
         device: auto, cpu, cuda, cuda:1, mps.
         batch_size: Images or captions per forward pass.
@@ -81,7 +87,8 @@ def evaluate(
     """
     from clip_distill.corpus.layout import scan
     from clip_distill.evaluation.compare import Device, compare, compare_held_out, count, run_teacher, stored_teacher
-    from clip_distill.evaluation.loading import load_measured
+    from clip_distill.evaluation.elsewhere import compare_elsewhere
+    from clip_distill.evaluation.loading import load_measured, teacher_of_store
     from clip_distill.evaluation.report import EvaluationReport
     from clip_distill.system.files import write_json
     from clip_distill.towers.spec import pick_device
@@ -97,6 +104,7 @@ def evaluate(
     say(*corpus.report.lines())
     part = corpus.train if split == "train" else corpus.val
     how, skipped = Device(pick_device(device), batch_size, workers), Counter[str]()
+    guide = None
     if store is not None and students and split == "val" and part.alone:
         report = compare_held_out(corpus, store, holdout, students, how)
     else:
@@ -107,6 +115,10 @@ def evaluate(
             assert teacher is not None
             guide = run_teacher(teacher, images, captions, skipped, how)
         report = {"data": count(guide.benchmark, split, skipped), **compare(guide, students, how)}
+    if elsewhere:
+        record = guide.info if guide is not None else teacher_of_store(str(store))
+        places = [str(spelt(place)) for place in elsewhere]
+        report["elsewhere"] = compare_elsewhere(places, record, students, guide, report["students"], how)
     if out is not None:
         write_json(Path(out), report)
     return EvaluationReport(report, None if out is None else str(out))

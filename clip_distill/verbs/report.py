@@ -15,6 +15,8 @@ from clip_distill.system.files import read_json, write_json
 from clip_distill.system.talk import say
 
 if TYPE_CHECKING:
+    from clip_distill.corpus.layout import Corpus
+    from clip_distill.evaluation.compare import Teacher
     from clip_distill.towers.spec import Tower
 
 EXAMPLES = """\
@@ -68,7 +70,7 @@ def report(
         Error: There are no photos with captions, or a student is of another teacher.
     """
     from clip_distill.corpus.layout import scan
-    from clip_distill.evaluation.compare import Device, stored_teacher
+    from clip_distill.evaluation.compare import Device
     from clip_distill.reporting.findings import Side, both, heat, measure_run, shared_facts
     from clip_distill.reporting.leaks import leaks
     from clip_distill.reporting.page import write_page
@@ -84,23 +86,11 @@ def report(
     if page.suffix != ".html":
         raise InvalidValue(f"--out: expected a page, *.html, found {page}")
     corpus = scan(data, sources)
-    part = corpus.train if split == "train" else corpus.val
-    if part.alone:
-        raise InvalidValue(
-            "expected photos with captions, which queries are made of, found none; `clip-distill evaluate` compares a "
-            "student with its teacher without them"
-        )
-    skipped = Counter[str]()
-    guide = stored_teacher(store, split, part.require_images(), part.require_captions(), skipped, True)
-    if guide.text is None:
-        raise InvalidValue(
-            "the store has none of these captions, so what the teacher finds by them is not known; "
-            "`clip-distill evaluate` measures the student alone"
-        )
+    guide, skipped = teacher_of(corpus, store, split)
     how = Device(pick_device(device), batch_size, workers)
     known = leaks(guide.benchmark, guide.image, corpus, store) if split == "val" else None
     leaked = known["photos"] if known else []
-    teacher = Side.of(guide.image, guide.text)
+    teacher = Side.of(guide.image, guide.text)  # type: ignore[arg-type]  # `teacher_of` has seen to it
     found: list[dict[str, Any]] = []
     sides: dict[Tower, list[Side]] = {"image": [], "text": []}
     for place in places:
@@ -118,6 +108,30 @@ def report(
     write_json(page.with_suffix(".json"), findings)
     say(f"{page}: written, and {page.with_suffix('.json').name} beside it")
     return page
+
+
+def teacher_of(corpus: Corpus, store: str, split: Literal["train", "val"]) -> tuple[Teacher, Counter[str]]:
+    """The teacher's embeddings of a split, and how many of its photos can't be read, by reason.
+
+    Raises:
+        InvalidValue: There are no photos with captions, or the teacher has not seen the captions.
+    """
+    from clip_distill.evaluation.compare import stored_teacher
+
+    part = corpus.train if split == "train" else corpus.val
+    if part.alone:
+        raise InvalidValue(
+            "expected photos with captions, which queries are made of, found none; `clip-distill evaluate` compares a "
+            "student with its teacher without them"
+        )
+    skipped = Counter[str]()
+    guide = stored_teacher(store, split, part.require_images(), part.require_captions(), skipped, True)
+    if guide.text is None:
+        raise InvalidValue(
+            "the store has none of these captions, so what the teacher finds by them is not known; "
+            "`clip-distill evaluate` measures the student alone"
+        )
+    return guide, skipped
 
 
 def where(run: str, data: str | None, store: str | None, sources: Sources) -> tuple[str | None, str, Sources]:
