@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from clip_distill.verbs.plan import plan as plan
     from clip_distill.verbs.quickstart import quickstart as quickstart
     from clip_distill.verbs.report import report as report
+    from clip_distill.verbs.search import search as search
     from clip_distill.verbs.zero_shot import zero_shot as zero_shot
 
 _HOMES = {
@@ -81,6 +82,7 @@ _HOMES = {
     "clip_distill.verbs.plan": ("plan",),
     "clip_distill.verbs.quickstart": ("quickstart",),
     "clip_distill.verbs.report": ("report",),
+    "clip_distill.verbs.search": ("search",),
     "clip_distill.verbs.zero_shot": ("zero_shot",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

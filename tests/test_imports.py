@@ -15,7 +15,7 @@ ROOMS = (
     ("original",),
     ("cli",),
     ("verbs",),
-    ("benchmarking", "planning", "reporting", "walkthrough"),
+    ("benchmarking", "photosearch", "planning", "reporting", "walkthrough"),
     ("train",),
     ("model",),
     ("evaluation",),

@@ -17,6 +17,7 @@ VERBS = {
     "zero-shot": "find the class of photos by its name, with teacher and students",
     "drop-in": "say whether a student may serve an index that its teacher made",
     "report": "show what students kept, on one page: recall with intervals, charts, queries",
+    "search": "search your photos by words or by a photo, in the terminal and on a page",
     "benchmark": "measure speed, memory and size of teacher and students, in torch and ONNX Runtime",
     "export": "write a student for the program that you have, and check it there",
     "store": "look at a store, check it, exchange it with other programs",

@@ -90,7 +90,7 @@ class Model:
             >>> model.encode_text("a red circle").shape, model.encode_text(["a dog", "一只狗"]).shape
             ((32,), (2, 32))
         """
-        encoder = self._encoder("text")
+        encoder = self.encoder("text")
         one = isinstance(sentences, str)
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
         if strange := [type(text).__name__ for text in texts if not isinstance(text, str)]:
@@ -161,7 +161,7 @@ class Model:
             >>> embeddings.shape, rows
             ((2, 32), [0, 2])
         """
-        encoder = self._encoder("image")
+        encoder = self.encoder("image")
         if on_error not in ("raise", "skip"):
             raise InvalidValue(f"on_error: expected raise or skip, found {on_error!r}")
         one = isinstance(images, str | os.PathLike | Image.Image | bytes) or is_one_array(images)
@@ -202,13 +202,18 @@ class Model:
             >>> model.similarity(texts, model.encode_image(PHOTO)).shape
             (3, 1)
         """
-        left, right = (_unit(np.atleast_2d(_array(each))) for each in (first, second))
+        left, right = (unit(np.atleast_2d(_array(each))) for each in (first, second))
         if left.shape[1] != right.shape[1]:
             raise InvalidValue(f"similarity: expected one width, found {left.shape[1]} and {right.shape[1]}")
         cosines = left @ right.T
         return cosines if isinstance(first, np.ndarray | list) else _tensor(cosines)
 
-    def _encoder(self, tower: str) -> Encoder:
+    def encoder(self, tower: str) -> Encoder:
+        """What runs one tower.
+
+        Raises:
+            InvalidValue: It has no such tower.
+        """
         if tower not in self._encoders:
             raise InvalidValue(
                 f"{self.name}: expected a model with the {tower} tower, found {', '.join(self.towers)} alone. Load "
@@ -245,12 +250,12 @@ def _name(photo: Any, row: int) -> str:
 
 def _finish(blocks: Sequence[Floats], width: int, normalize: bool, convert_to_tensor: bool, one: bool) -> Any:
     embeddings = np.concatenate(blocks) if blocks else np.empty((0, width), np.float32)
-    embeddings = _unit(embeddings) if normalize else embeddings
+    embeddings = unit(embeddings) if normalize else embeddings
     result = embeddings[0] if one else embeddings
     return _tensor(result) if convert_to_tensor else result
 
 
-def _unit(embeddings: NDArray[Any]) -> Floats:
+def unit(embeddings: NDArray[Any]) -> Floats:
     """Rows of unit length; a row of zeros stays."""
     wide = embeddings.astype(np.float64)
     lengths = np.linalg.norm(wide, axis=-1, keepdims=True)

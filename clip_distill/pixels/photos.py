@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator
 
-from PIL import Image, UnidentifiedImageError, features
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.ImageFile import ImageFile
 
 from clip_distill.system.errors import InvalidValue
@@ -34,6 +34,18 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF") + (("AVIF",) if _AVIF el
 # Palettes with transparency, odd metadata and photos over 89 megapixels all decode; one warning a file would be spam.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+# EXIF orientation → what brings the photo upright (EXIF 3.0, tag 274); 1 is upright
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadImage(InvalidValue):
@@ -124,6 +136,22 @@ class Photo:
         if scale not in self._decoded:
             self._decoded[scale] = self._decode(scale)
         return self._decoded[scale]
+
+    def exif(self) -> Image.Exif:
+        """Its EXIF, which is empty where there is none, or none that can be read."""
+        with contextlib.suppress(Exception):  # broken EXIF raises whatever its reader trips over
+            return (self._opened or self._open()).getexif()
+        return Image.Exif()
+
+    def upright(self) -> Image.Image:
+        """Its pixels, turned as its EXIF orientation says.
+
+        Raises:
+            BadImage: "truncated", "damaged" or "too large".
+        """
+        image = self.decode()[0]
+        orientation = self.exif().get(ExifTags.Base.Orientation)
+        return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
     def _open(self) -> ImageFile:
         with _reasons():

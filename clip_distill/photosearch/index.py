@@ -1,0 +1,219 @@
+"""The index on disk: SQLite keeps each photo's path, size, time and vector; killed at any moment it loses one batch.
+
+Of the embedded databases measured by benchmarks/vectors.py SQLite opens 100,000 photos soonest in the fewest bytes that
+keep a crash's loss to one transaction, and it is a part of Python. Scores come from a matrix in memory.
+Shapes: N photos, D embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clip_distill.system.errors import InvalidValue
+
+Floats = NDArray[np.float32]
+Kind = Literal["float16", "int8"]
+FILE = "index.sqlite3"
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS photos (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, modified INTEGER NOT NULL,
+    digest INTEGER NOT NULL, taken INTEGER NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL,
+    vector BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS unread (
+    path TEXT PRIMARY KEY, size INTEGER NOT NULL, modified INTEGER NOT NULL, reason TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS thumbs (photo INTEGER PRIMARY KEY, image BLOB NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file as it is found.
+
+    Args:
+        path: Absolute.
+        size: In bytes.
+        modified: In nanoseconds since 1970.
+    """
+
+    path: str
+    size: int
+    modified: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is kept of a photo besides its vector.
+
+    Args:
+        file: Where it lies.
+        digest: Of its bytes, 64 bits, signed as SQLite has them.
+        taken: The day, as a number: 20261129; of its EXIF, else of the file.
+        width: In pixels, as it is shown.
+        height: In pixels.
+    """
+
+    file: File
+    digest: int
+    taken: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All photos of an index, in the order of their ids.
+
+    Args:
+        ids: int64 [N].
+        paths: [N].
+        taken: int64 [N] days.
+        sizes: int64 [N, 2] widths and heights.
+        matrix: float32 [N, D], of unit length.
+    """
+
+    ids: NDArray[np.int64]
+    paths: list[str]
+    taken: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    matrix: Floats
+
+
+class Index:
+    """One index; every method opens a connection of its own, so threads and processes may share it.
+
+    Args:
+        folder: Where its file lies; made where it is not there.
+        made_by: What the vectors depend on: the student, D, and how photos are read.
+        kind: Numbers of a vector on disk.
+
+    Raises:
+        InvalidValue: It was made by something else.
+    """
+
+    def __init__(self, folder: Path, made_by: dict[str, Any], kind: Kind = "float16") -> None:
+        self.path, self.kind, self.dim = folder / FILE, kind, int(made_by["dim"])
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = json.dumps(made_by | {"kind": kind}, sort_keys=True)
+        with self._connect() as database:
+            database.executescript("PRAGMA journal_mode = WAL;" + SCHEMA)
+            database.execute("INSERT OR IGNORE INTO facts VALUES ('made_by', ?)", (wanted,))
+            found = database.execute("SELECT value FROM facts WHERE key = 'made_by'").fetchone()[0]
+        if found != wanted:
+            raise InvalidValue(f"{self.path}: expected an index made by {wanted}, found {found}. Name another --index")
+
+    @contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        """A connection whose block is one transaction."""
+        with closing(sqlite3.connect(self.path, timeout=60)) as database, database:
+            database.execute("PRAGMA synchronous = NORMAL")  # in WAL mode a crash may undo the last batch, no more
+            yield database
+
+    def files(self) -> dict[str, tuple[File, int | None]]:
+        """Path → what was indexed there and its digest; None for a file that could not be read."""
+        with self._connect() as database:
+            rows = database.execute("SELECT path, size, modified, digest FROM photos").fetchall()
+            bad = database.execute("SELECT path, size, modified FROM unread").fetchall()
+        found: dict[str, tuple[File, int | None]] = {path: (File(path, *rest), None) for path, *rest in bad}
+        return found | {path: (File(path, size, time), digest) for path, size, time, digest in rows}
+
+    def add(self, photos: Iterable[tuple[Facts, Floats]], unread: Iterable[tuple[File, str]] = ()) -> None:
+        """Keep a batch, all of it or nothing; a path that is there is replaced, under the same id."""
+        rows = [
+            (f.file.path, f.file.size, f.file.modified, f.digest, f.taken, f.width, f.height, packed(vector, self.kind))
+            for f, vector in photos
+        ]
+        bad = [(file.path, file.size, file.modified, reason) for file, reason in unread]
+        with self._connect() as database:
+            database.executemany(
+                "DELETE FROM thumbs WHERE photo IN (SELECT id FROM photos WHERE path = ?)", [(row[0],) for row in rows]
+            )
+            database.executemany(
+                "INSERT INTO photos (path, size, modified, digest, taken, width, height, vector) "
+                "VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (path) DO UPDATE SET size = excluded.size, "
+                "modified = excluded.modified, digest = excluded.digest, taken = excluded.taken, "
+                "width = excluded.width, height = excluded.height, vector = excluded.vector",
+                rows,
+            )
+            database.executemany("DELETE FROM unread WHERE path = ?", [(row[0],) for row in rows])
+            database.executemany("DELETE FROM photos WHERE path = ?", [(row[0],) for row in bad])
+            database.executemany("INSERT OR REPLACE INTO unread VALUES (?,?,?,?)", bad)
+
+    def move(self, moves: Iterable[tuple[str, File]]) -> None:
+        """Give photos other paths: (old path, new file) pairs."""
+        with self._connect() as database:
+            database.executemany(
+                "UPDATE photos SET path = ?, size = ?, modified = ? WHERE path = ?",
+                [(file.path, file.size, file.modified, old) for old, file in moves],
+            )
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Forget files, and their thumbnails."""
+        gone = [(path,) for path in paths]
+        with self._connect() as database:
+            database.executemany("DELETE FROM thumbs WHERE photo IN (SELECT id FROM photos WHERE path = ?)", gone)
+            database.executemany("DELETE FROM photos WHERE path = ?", gone)
+            database.executemany("DELETE FROM unread WHERE path = ?", gone)
+
+    def contents(self) -> Contents:
+        """Everything that a search needs, in memory."""
+        with self._connect() as database:
+            rows = database.execute("SELECT id, path, taken, width, height, vector FROM photos ORDER BY id").fetchall()
+        blob = b"".join(row[5] for row in rows)
+        numbers = np.frombuffer(blob, np.dtype(self.kind)).reshape(len(rows), self.dim)
+        facts = np.array([(row[0], row[2], row[3], row[4]) for row in rows], np.int64).reshape(-1, 4)
+        return Contents(facts[:, 0], [row[1] for row in rows], facts[:, 1], facts[:, 2:], unpacked(numbers))
+
+    def path_of(self, photo: int) -> str | None:
+        """Where a photo of the index lies."""
+        with self._connect() as database:
+            row = database.execute("SELECT path FROM photos WHERE id = ?", (photo,)).fetchone()
+        return row[0] if row else None
+
+    def thumb(self, photo: int) -> bytes | None:
+        """A photo's thumbnail, where it was made."""
+        with self._connect() as database:
+            row = database.execute("SELECT image FROM thumbs WHERE photo = ?", (photo,)).fetchone()
+        return row[0] if row else None
+
+    def keep_thumb(self, photo: int, image: bytes) -> None:
+        """Keep a photo's thumbnail."""
+        with self._connect() as database:
+            database.execute("INSERT OR REPLACE INTO thumbs VALUES (?, ?)", (photo, image))
+
+    def unread(self) -> list[tuple[str, str]]:
+        """(path, reason) of the files that could not be read."""
+        with self._connect() as database:
+            return database.execute("SELECT path, reason FROM unread ORDER BY path").fetchall()
+
+    def count(self) -> int:
+        """N."""
+        with self._connect() as database:
+            return int(database.execute("SELECT count(*) FROM photos").fetchone()[0])
+
+
+def packed(vector: Floats, kind: Kind) -> bytes:
+    """A vector [D] as bytes; int8 spreads its largest number to 127, since only directions count."""
+    if kind == "int8":
+        vector = np.rint(vector * (127 / max(float(np.abs(vector).max()), 1e-12)))
+    return vector.astype(kind).tobytes()
+
+
+def unpacked(numbers: NDArray[Any]) -> Floats:
+    """float32 [N, D] of unit length."""
+    matrix = numbers.astype(np.float32)
+    for start in range(0, len(matrix), 65536):  # in place, a part at a time: a copy of a million is a gigabyte
+        part = matrix[start : start + 65536]
+        part /= np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+    return matrix

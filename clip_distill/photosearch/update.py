@@ -1,0 +1,219 @@
+"""Bring an index up to date with its folders: new, changed, moved and deleted photos, a batch at a time.
+
+Shapes: B batch, S image side, D embedding.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from PIL import ExifTags, Image
+
+from clip_distill.corpus.files import images_of
+from clip_distill.corpus.report import Skips
+from clip_distill.model.encoder import Encoder, Pixels
+from clip_distill.model.model import unit
+from clip_distill.photosearch.index import Facts, File, Floats, Index
+from clip_distill.pixels.photos import BadImage, Photo, digest_of, read_bytes_of
+from clip_distill.pixels.plain import Resized, plain_view, to_array
+from clip_distill.system.cores import cores
+from clip_distill.system.errors import NotFound
+from clip_distill.system.paths import is_folder
+from clip_distill.system.talk import progress
+
+BATCH = 16  # photos of a forward pass
+KEEP = 256  # photos of a transaction
+SIDEWAYS = frozenset([5, 6, 7, 8])  # EXIF orientations that swap width and height
+
+
+@dataclass
+class Progress:
+    """How far an update is; read by the page while it goes on.
+
+    Args:
+        total: Files to read.
+        done: Of them, those that are finished.
+        running: Whether it goes on.
+        added: New or changed photos.
+        moved: Photos under another path.
+        removed: Files that are gone.
+        began: `time.monotonic()` of the first file.
+        skips: What the folders hold besides photos.
+        error: Why it stopped.
+    """
+
+    total: int = 0
+    done: int = 0
+    running: bool = False
+    added: int = 0
+    moved: int = 0
+    removed: int = 0
+    began: float = 0.0
+    skips: Skips = field(default_factory=Skips)
+    error: str | None = None
+
+    def rate(self) -> float:
+        """Files a second."""
+        return self.done / max(time.monotonic() - self.began, 1e-9) if self.done else 0.0
+
+    def left(self) -> float | None:
+        """Seconds to go; None where nothing says so yet."""
+        return (self.total - self.done) / rate if (rate := self.rate()) else None
+
+    def line(self) -> str:
+        return f"{self.added:,} photos added, {self.moved:,} moved, {self.removed:,} removed"
+
+
+def found_files(folders: Sequence[str], skips: Skips) -> dict[str, File]:
+    """Path → every photo in the folders, and in folders within them.
+
+    Raises:
+        NotFound: A folder is not there: nothing is taken for deleted because a disk is not mounted.
+    """
+    found: dict[str, File] = {}
+    for folder in folders:
+        if not is_folder(folder):
+            raise NotFound(f"{folder}: expected a folder of photos, found none there")
+        for _, path, _, _ in images_of(os.path.abspath(folder), True, skips):
+            try:
+                state = os.stat(path)
+            except OSError:  # gone since
+                continue
+            found[path] = File(path, state.st_size, state.st_mtime_ns)
+    return found
+
+
+def update(
+    index: Index,
+    folders: Sequence[str],
+    encoder: Encoder,
+    state: Progress,
+    upright: bool = False,
+    stop: threading.Event | None = None,
+    kept: Callable[[], None] = lambda: None,
+) -> Progress:
+    """Read what is new or changed, follow what was moved, forget what is gone.
+
+    Args:
+        index: What to bring up to date.
+        folders: Where the photos lie.
+        encoder: The image tower.
+        state: Kept up to date meanwhile.
+        upright: Turn photos as their EXIF orientation says, before they are embedded.
+        stop: Ends it after the current batch, once set.
+        kept: Called after each transaction.
+
+    Raises:
+        NotFound: A folder is not there.
+    """
+    state.running, state.began = True, time.monotonic()
+    try:
+        there, known = found_files(folders, state.skips), index.files()
+        gone = {path for path in known if path not in there}
+        wanted = [file for path, file in there.items() if path not in known or known[path][0] != file]
+        sizes = {known[path][0].size for path in gone if known[path][1] is not None}
+        suspects = [file for file in wanted if file.path not in known and file.size in sizes]
+        moves = list(moved(suspects, {path: known[path] for path in gone}))
+        index.move(moves)
+        state.moved, gone = len(moves), gone - {old for old, _ in moves}
+        done = {file.path for _, file in moves}
+        wanted = [file for file in wanted if file.path not in done]
+        state.total = len(wanted)
+        index.remove(gone)
+        state.removed = len(gone)
+        kept()
+        with progress(total=len(wanted), desc="indexing", unit=" photos") as bar:
+            for good, bad in embedded(wanted, encoder, upright):
+                index.add(good, [(each.file, each.reason) for each in bad])
+                state.done += len(good) + len(bad)
+                state.added += len(good)
+                bar.update(len(good) + len(bad))
+                kept()
+                if stop is not None and stop.is_set():
+                    break
+    finally:
+        state.running = False
+    return state
+
+
+def moved(suspects: Sequence[File], gone: dict[str, tuple[File, int | None]]) -> Iterator[tuple[str, File]]:
+    """(old path, new file) pairs: files whose very bytes were known under a path that is gone."""
+    by_content = {(file.size, digest): path for path, (file, digest) in gone.items() if digest is not None}
+    for file in suspects:
+        try:
+            key = file.size, signed(digest_of(read_bytes_of(file.path)))
+        except BadImage:
+            continue
+        if (old := by_content.pop(key, None)) is not None:
+            yield old, file
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A file that can't be read, and why."""
+
+    file: File
+    reason: str
+
+
+def read(file: File, view: Resized, upright: bool) -> tuple[Facts, Pixels] | Unread:
+    """A photo's facts and pixels [S, S, 3], or why it can't be read."""
+    try:
+        content = read_bytes_of(file.path)
+        photo = Photo(content)
+        exif = photo.exif()
+        turned = exif.get(ExifTags.Base.Orientation, 1)
+        pixels = to_array(view(photo.upright() if upright and turned != 1 else photo))
+    except BadImage as error:
+        return Unread(file, error.reason)
+    width, height = photo.size[::-1] if turned in SIDEWAYS else photo.size
+    return Facts(file, signed(digest_of(content)), day_of(exif, file), width, height), pixels
+
+
+def signed(digest: int) -> int:
+    """64 bits as SQLite keeps them."""
+    return digest - (1 << 64) if digest >= 1 << 63 else digest
+
+
+def day_of(exif: Image.Exif, file: File) -> int:
+    """When a photo was taken, as a number such as 20261129; of the file where its EXIF does not say."""
+    text = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal) or exif.get(ExifTags.Base.DateTime)
+    try:
+        taken = datetime.strptime(str(text)[:10], "%Y:%m:%d")
+    except ValueError:
+        taken = datetime.fromtimestamp(file.modified / 1e9)
+    return taken.year * 10000 + taken.month * 100 + taken.day
+
+
+def embedded(
+    files: Sequence[File], encoder: Encoder, upright: bool
+) -> Iterator[tuple[list[tuple[Facts, Floats]], list[Unread]]]:
+    """Batches of facts with vectors [D], and of what can't be read; decoding runs ahead in threads."""
+    view, waiting = plain_view(encoder.preprocess), iter(files)
+    with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes outside of Python's lock
+
+        def ahead(count: int) -> Iterator[Future[tuple[Facts, Pixels] | Unread]]:
+            return (pool.submit(read, file, view, upright) for file in itertools.islice(waiting, count))
+
+        queue = deque(ahead(4 * BATCH))
+        good: list[tuple[Facts, Floats]] = []
+        bad: list[Unread] = []
+        while queue:
+            batch = [queue.popleft().result() for _ in range(min(BATCH, len(queue)))]
+            queue.extend(ahead(len(batch)))
+            bad += [each for each in batch if isinstance(each, Unread)]
+            pairs = [each for each in batch if not isinstance(each, Unread)]
+            if pairs:
+                vectors = unit(encoder.images([pixels for _, pixels in pairs], None))
+                good += [(facts, vector) for (facts, _), vector in zip(pairs, vectors, strict=True)]
+            if len(good) + len(bad) >= KEEP or not queue:
+                yield good, bad
+                good, bad = [], []

@@ -1,0 +1,152 @@
+"""`clip-distill search`: index folders of photos with a student, and ask."""
+
+from __future__ import annotations
+
+import itertools
+import json as json_format
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from clip_distill.system.arguments import Place, call, spelt
+from clip_distill.system.errors import InvalidValue, MissingPackage
+from clip_distill.system.talk import say
+
+if TYPE_CHECKING:
+    from clip_distill.photosearch.engine import Engine
+
+EXAMPLES = """\
+  # index a folder with a shipped student, and open its page
+  clip-distill search PHOTOS --student shipped
+  # several folders; an image student alone asks by its teacher's text tower
+  clip-distill search PHOTOS MORE --student runs/image
+  # from the terminal
+  clip-distill search PHOTOS --student shipped --query '2:dog on a beach -cat' --top 5
+  # bring the index up to date, and no more: from a nightly job, for instance
+  clip-distill search PHOTOS --student shipped --index_only
+  # for others in this network; the printed address has the token that they need
+  clip-distill search PHOTOS --student shipped --host 0.0.0.0"""
+
+
+def command(argv: Sequence[str]) -> Any:
+    """The verb with its folders as words: `clip-distill search PHOTOS… [options]`."""
+    places = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    return call("search", search, EXAMPLES, [*(f"--photos+={p}" for p in places), *argv[len(places) :]])
+
+
+def search(
+    photos: list[Place],
+    student: Place | None = None,
+    image_student: Place | None = None,
+    text_student: Place | None = None,
+    teacher: str | None = None,
+    index: Place | None = None,
+    index_only: bool = False,
+    query: str | None = None,
+    top: int = 10,
+    json: bool = False,
+    quantize: Literal["float16", "int8"] = "float16",
+    exif: bool = False,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    token: str | None = None,
+    open: bool = True,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Search your photos by words or by a photo: keep an index of folders, and serve a page at 127.0.0.1.
+
+    The index follows the folders: what is new, changed, moved or gone since is all that is read. Killed at any moment,
+    it goes on from there.
+
+    Args:
+        photos: Folders of photos, and folders within them; words before all options.
+        student: An export, or a run, of both towers or of one.
+        image_student: An export or a run of the image tower, where student is not both.
+        text_student: An export or a run of the text tower, where student is not both.
+        teacher: Whose towers stand in for those that no student has; by default the student's.
+        index: Folder of the index; by default one in the cache, for these folders and this student.
+        index_only: Bring the index up to date, and end.
+        query: Ask this, print the answers, and end: words with weights and signs, "2:dog -cat".
+        top: Answers to print.
+        json: Print them as JSON.
+        quantize: Numbers of a vector on disk: float16, or int8, which takes half.
+        exif: Turn photos as their EXIF orientation says before they are embedded; by default they are left as the
+            teacher's pipeline leaves them. Pages show them upright in any case.
+        host: Where to listen. Elsewhere than on loopback, every request must bring a token.
+        port: By default 8321, or any that is free.
+        token: The token; by default one is made where it is needed.
+        open: Open the page in a browser.
+        device: auto, cpu, cuda, cuda:1, mps.
+
+    Returns:
+        The answers to `query`; nothing without one.
+
+    Raises:
+        Error: A folder is not there, or no model is named that can read photos and words.
+
+    Example:
+        >>> found = cd.search([PHOTOS], teacher=TEACHER, index=OUT, query="a red circle", top=3)
+        >>> len(found), sorted(found[0])[:3]
+        (3, ['good', 'height', 'id'])
+    """
+    folders = [str(spelt(place)) for place in photos]
+    if not folders:
+        raise InvalidValue("expected at least one folder: clip-distill search PHOTOS --student DIR")
+    names = {"student": spelt(student), "image": spelt(image_student), "text": spelt(text_student)}
+    engine = make_engine(folders, names, teacher, spelt(index), quantize, exif, device)
+    if query is None and not index_only:
+        try:
+            from clip_distill.photosearch.serve import serve
+        except ImportError as error:
+            message = f"the page needs {error.name}; install it with: pip install 'clip-distill[search]'"
+            raise MissingPackage(message) from error
+        serve(engine, host, port, token, open)
+        return []
+    state = engine.bring_up_to_date()
+    say(state.line(), *state.skips.lines(), *(f"  unread: {path} ({why})" for path, why in engine.index.unread()))
+    if query is None:
+        return []
+    found = engine.ask(query, count=top)
+    if json:
+        print(json_format.dumps(found, ensure_ascii=False, indent=1))
+    else:
+        print("\n".join(f"{each['score']:.3f}  {each['path']}" for each in found))
+    return found
+
+
+def make_engine(
+    folders: list[str],
+    names: dict[str, str | None],
+    teacher: str | None,
+    index: str | None,
+    quantize: Literal["float16", "int8"],
+    upright: bool,
+    device: str,
+) -> Engine:
+    """Model and index together.
+
+    Args:
+        folders: Of photos.
+        names: `student`, `image`, `text` → place.
+        teacher: Its name.
+        index: Folder.
+        quantize: Numbers of a vector on disk.
+        upright: Turn photos before they are embedded.
+        device: Where the model runs.
+    """
+    import os
+
+    from clip_distill.photosearch.engine import Engine
+    from clip_distill.photosearch.index import Index
+    from clip_distill.photosearch.models import both_towers, identity, score_of
+    from clip_distill.system.remote import cache_folder
+
+    model, places = both_towers(names, teacher, device)
+    folders = sorted({os.path.abspath(folder) for folder in folders})
+    made_by = {"student": identity(model, places["image"]), "dim": model.embed_dim, "upright": upright}
+    if index is None:
+        import hashlib
+
+        key = json_format.dumps([folders, made_by, quantize], sort_keys=True)
+        index = str(Path(cache_folder()) / "search" / hashlib.sha256(key.encode()).hexdigest()[:16])
+    return Engine(model, Index(Path(index), made_by, quantize), folders, upright, score_of(places["text"]))
