@@ -30,6 +30,7 @@ VERBS = [
     "plan",
     "quickstart",
     "report",
+    "search",
     "zero_shot",
 ]
 CLASSES = [

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from clip_distill.model.model import Model
 from clip_distill.photosearch.index import Floats, Index
 from clip_distill.photosearch.library import Answer, Filter, Library
 from clip_distill.photosearch.question import combined, terms_of
 from clip_distill.photosearch.update import Progress, update
-from clip_distill.pixels.photos import TURNS, BadImage, Photo, read_bytes_of
+from clip_distill.pixels.photos import BadImage, Photo, read_bytes_of
 from clip_distill.system.errors import InvalidValue, NotFound
 
 THUMB = 320  # pixels of the longer side, at most
@@ -123,6 +123,10 @@ class Engine:
         words_alone = photo is None and like is None
         return [self._record(answer, words_alone) for answer in answers]
 
+    def latest(self, count: int, first: int = 0, only: Filter = Filter()) -> list[dict[str, Any]]:  # noqa: B008
+        """The photos taken last, as records of `ask`."""
+        return [self._record(answer, False) for answer in self.library.latest(count, first, only)]
+
     def _record(self, answer: Answer, words_alone: bool) -> dict[str, Any]:
         good = answer.score >= self.score if self.score is not None and words_alone else None
         return {
@@ -170,10 +174,8 @@ def as_jpeg(content: bytes, longest: int, quality: int) -> bytes:
     """
     photo = Photo(content)
     scale = next((scale for scale in (8, 4, 2) if max(photo.size) >= scale * longest), 1)
-    orientation = photo.exif().get(ExifTags.Base.Orientation)
     image = photo.decode(scale)[0]
     image.thumbnail((longest, longest), Image.Resampling.BILINEAR)
-    image = image.transpose(TURNS[orientation]) if orientation in TURNS else image
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
+    photo.turned(image).save(file, "JPEG", quality=quality)
     return file.getvalue()

@@ -122,6 +122,20 @@ class Library:
         values = dict(zip(order.tolist(), scores[near].tolist(), strict=True))
         return [self._answer(contents, group, values[group[0]]) for group in groups[first : first + count]]
 
+    def latest(self, count: int, first: int = 0, only: Filter = Filter()) -> list[Answer]:
+        """The photos taken last, the last first; their scores are 0.
+
+        Args:
+            count: K.
+            first: Leave out so many before them.
+            only: Which photos count.
+        """
+        contents, names, codes = self._state
+        rows = self._allowed(contents, names, codes, only)
+        rows = np.arange(len(contents.ids)) if rows is None else rows
+        order = rows[np.lexsort((-contents.ids[rows], -contents.taken[rows]))][first : first + count]
+        return [self._answer(contents, [int(row)], 0.0) for row in order]
+
     @staticmethod
     def _allowed(
         contents: Contents, names: Sequence[str], codes: NDArray[np.int64], only: Filter

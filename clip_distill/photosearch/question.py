@@ -42,7 +42,7 @@ def terms_of(question: str) -> list[Term]:
         end = begins[place + 1].start() if place + 1 < len(begins) else len(question)
         words = " ".join(question[begin.end() : end].split())
         weight = float(begin[2] or 1) * (-1 if begin[1] == "-" else 1)
-        if words and weight:
+        if words.strip("+-") and weight:
             found.append(Term(words, weight))
     return found
 

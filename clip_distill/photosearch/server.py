@@ -52,6 +52,7 @@ def make_app(engine: Engine, hosts: set[str], token: str | None = None) -> Guard
     """
     app = FastAPI(title="CLIP Distill photo search", version="1", docs_url=None, redoc_url=None)
     add_search(app, engine)
+    add_status(app, engine)
     add_photos(app, engine)
     page = importlib.resources.files("clip_distill.photosearch").joinpath("page")
     for name in PAGE:
@@ -71,7 +72,7 @@ def served(file: Traversable) -> Any:
 
 
 def add_search(app: FastAPI, engine: Engine) -> None:
-    """`/api/search` and `/api/status`."""
+    """`/api/search`."""
 
     def answered(response: Response, **asked: Any) -> list[dict[str, Any]]:
         began = time.perf_counter()
@@ -124,6 +125,17 @@ def add_search(app: FastAPI, engine: Engine) -> None:
             raise HTTPException(422, "expected a photo as the body, found nothing")
         asked = {"question": q, "photo": bytes(photo), "count": k, "first": first, "fold": fold}
         return await run_in_threadpool(answered, response, **asked, only=Filter(folder, since, until))
+
+
+def add_status(app: FastAPI, engine: Engine) -> None:
+    """`/api/latest` and `/api/status`."""
+
+    @app.get("/api/latest")
+    def latest(
+        k: Count = 10, first: First = 0, folder: Folder = None, since: Day = None, until: Day = None
+    ) -> list[dict[str, Any]]:
+        """The photos taken last, the last first; their scores are 0."""
+        return engine.latest(k, first, Filter(folder, since, until))
 
     @app.get("/api/status")
     def status() -> dict[str, Any]:

@@ -116,6 +116,7 @@ class Photo:
 
     Attributes:
         size: (width, height) of the whole photo.
+        format: As Pillow calls it.
 
     Raises:
         BadImage: "not an image" or "too large".
@@ -125,7 +126,7 @@ class Photo:
         self._content = content
         self._opened: ImageFile | None = self._open()
         self._decoded: dict[int, tuple[Image.Image, int]] = {}
-        self.size = self._opened.size
+        self.size, self.format = self._opened.size, self._opened.format
 
     def decode(self, scale: int = 1) -> tuple[Image.Image, int]:
         """RGB pixels, a side `scale` (1, 2, 4 or 8) times shorter, rounded up; and the scale that they have in the end.
@@ -149,8 +150,12 @@ class Photo:
         Raises:
             BadImage: "truncated", "damaged" or "too large".
         """
-        image = self.decode()[0]
-        orientation = self.exif().get(ExifTags.Base.Orientation)
+        return self.turned(self.decode()[0])
+
+    def turned(self, image: Image.Image) -> Image.Image:
+        """Pixels of this photo, of any scale, turned as its EXIF orientation says."""
+        # of a TIFF Pillow itself turns the pixels, and of a HEIC photo its decoder
+        orientation = None if self.format in ("TIFF", "HEIF") else self.exif().get(ExifTags.Base.Orientation)
         return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
     def _open(self) -> ImageFile:

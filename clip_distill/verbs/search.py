@@ -28,6 +28,26 @@ EXAMPLES = """\
   clip-distill search PHOTOS --student shipped --host 0.0.0.0"""
 
 
+class Answers(list[dict[str, Any]]):
+    """What was found: a record a photo, nearest first; `show` prints it.
+
+    Args:
+        found: The records.
+        as_json: Print them as JSON.
+    """
+
+    def __init__(self, found: Sequence[dict[str, Any]] = (), as_json: bool = False) -> None:
+        super().__init__(found)
+        self.as_json = as_json
+
+    def show(self) -> None:
+        """Print them on standard output."""
+        if self.as_json:
+            print(json_format.dumps(self, ensure_ascii=False, indent=1))
+        elif self:
+            print("\n".join(f"{each['score']:.3f}  {each['path']}" for each in self))
+
+
 def command(argv: Sequence[str]) -> Any:
     """The verb with its folders as words: `clip-distill search PHOTOS… [options]`."""
     places = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
@@ -52,7 +72,7 @@ def search(
     token: str | None = None,
     open: bool = True,
     device: str = "auto",
-) -> list[dict[str, Any]]:
+) -> Answers:
     """Search your photos by words or by a photo: keep an index of folders, and serve a page at 127.0.0.1.
 
     The index follows the folders: what is new, changed, moved or gone since is all that is read. Killed at any moment,
@@ -101,17 +121,12 @@ def search(
             message = f"the page needs {error.name}; install it with: pip install 'clip-distill[search]'"
             raise MissingPackage(message) from error
         serve(engine, host, port, token, open)
-        return []
+        return Answers()
     state = engine.bring_up_to_date()
     say(state.line(), *state.skips.lines(), *(f"  unread: {path} ({why})" for path, why in engine.index.unread()))
     if query is None:
-        return []
-    found = engine.ask(query, count=top)
-    if json:
-        print(json_format.dumps(found, ensure_ascii=False, indent=1))
-    else:
-        print("\n".join(f"{each['score']:.3f}  {each['path']}" for each in found))
-    return found
+        return Answers()
+    return Answers(engine.ask(query, count=top), json)
 
 
 def make_engine(
