@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,10 @@ def test_it_trains_through_the_api(installed: Path, tiny_data: Path, tiny_teache
     assert printed.splitlines()[-1].startswith(str(installed))
     assert printed.splitlines()[-1].endswith("(2, 32)")
     assert (tmp_path / "out/recipe.yaml").is_file()
+
+
+def test_searching_takes_no_torch_and_training_does() -> None:
+    needs = [re.split(r"[<>=\\[ ;]", line)[0] for line in requires("clip-distill") or [] if "extra ==" not in line]
+    assert {"numpy", "pillow"} < set(needs) and not {"torch", "lightning", "timm", "open_clip_torch"} & set(needs)
+    train = [line for line in requires("clip-distill") or [] if 'extra == "train"' in line]
+    assert any(line.startswith("torch") for line in train)

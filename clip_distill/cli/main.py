@@ -44,6 +44,7 @@ Colours and bars are for terminals; NO_COLOR=1 leaves out the colours there, too
 
 See it work first, offline: clip-distill quickstart
 """
+TRAIN = ("torch", "torchvision", "lightning", "open_clip", "timm", "torchmetrics")  # of the extra `train`
 LOUDNESS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
 
 
@@ -79,4 +80,5 @@ def main(argv: list[str] | None = None) -> None:
         known = isinstance(error, (Error, ValueError, OSError, ImportError)) or lightnings_own
         if not known or verbose:
             raise
-        sys.exit(f"clip-distill {verb}: {error}\n(--verbose shows where it was raised)")
+        hint = "; install it with: pip install 'clip-distill[train]'" if getattr(error, "name", None) in TRAIN else ""
+        sys.exit(f"clip-distill {verb}: {error}{hint}\n(--verbose shows where it was raised)")

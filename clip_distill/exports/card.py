@@ -134,9 +134,9 @@ def _code(record: dict[str, Any], given: Given) -> str:
     code = code.replace("DTYPE", DTYPES[record["weights"]])
     own = "modeling_clip_distill.py" in record["files"]
     if record["target"] == "open_clip" and given.image[0].builder is not None:
-        code = "import clip_distill  # adds the architecture: pip install clip-distill\n" + code
+        code = "import clip_distill  # adds the architecture: pip install 'clip-distill[train]'\n" + code
     if own:
-        code = "# runs the code in the folder, which needs: pip install clip-distill\n" + code
+        code = "# runs the code in the folder, which needs: pip install 'clip-distill[train]'\n" + code
     return code.replace("TRUST", ", trust_remote_code=True" if own else "")
 
 

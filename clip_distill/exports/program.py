@@ -29,6 +29,7 @@ from clip_distill.system.errors import InvalidValue
 from clip_distill.system.files import write_json
 from clip_distill.system.talk import progress
 from clip_distill.tokens.encode import tokenize
+from clip_distill.tokens.light import save_merges
 from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import TowerSpec, count_parameters
 
@@ -75,6 +76,8 @@ def write(target: Target, folder: Path, given: Given) -> list[str]:
     if len(short) == 2:
         raise FellShort("; ".join(short))
     target.beside(folder, given)
+    if given.text[0].tokenizer["source"] in ("clip", "clip-pruned"):
+        save_merges(folder)
     write_json(folder / TOWERS_FILE, described)
     return short
 

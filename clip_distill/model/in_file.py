@@ -37,6 +37,7 @@ class FileEncoder:
         self.tokenizer: dict[str, Any] = info.get("tokenizer", {})
         self.width = None if info["input"]["shape"][1] == "length" else self.tokenizer.get("context_length")
         self._encode: Encode | None = None
+        self.folder = folder
 
     def images(self, pixels: Sequence[Pixels], device: str | None) -> Floats:
         batch = np.stack(pixels) if self.dtype == np.uint8 else to_input(pixels, self.preprocess)
@@ -47,7 +48,7 @@ class FileEncoder:
 
     def texts(self, texts: Sequence[str], batch_size: int, device: str | None) -> Floats:
         if self._encode is None:
-            self._encode = light_encoder(self.tokenizer) or with_torch(self.tokenizer)
+            self._encode = light_encoder(self.tokenizer, self.folder) or with_torch(self.tokenizer)
         rows = [self._encode(text) for text in texts]
         embeddings = np.empty((len(rows), self.embed_dim), np.float32)
         by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))

@@ -23,19 +23,22 @@ import regex
 from numpy.typing import NDArray
 
 from clip_distill.system.errors import InvalidValue, MissingPackage
+from clip_distill.system.files import write_bytes
 
 Encode = Callable[[str], list[int]]
 MERGES = 49152 - 256 - 2
+MERGES_FILE = "merges.txt.gz"
 KNOWN_WORDS = 1 << 18  # words remembered before it starts anew
 SPECIAL = ("<start_of_text>", "<end_of_text>")
 WORDS = r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-def light_encoder(spec: Mapping[str, Any]) -> Encode | None:
+def light_encoder(spec: Mapping[str, Any], folder: Path | None = None) -> Encode | None:
     """A function from a text to its ids, truncated to C; None for a tokenizer that runs with torch alone.
 
     Args:
         spec: A `TokenizerSpec` as a dictionary.
+        folder: Of an export, which has CLIP's merges with it.
 
     Raises:
         MissingPackage: `tokenizers` or `ftfy` is not installed.
@@ -44,7 +47,7 @@ def light_encoder(spec: Mapping[str, Any]) -> Encode | None:
     kwargs = spec["cfg"].get("tokenizer_kwargs") or {}
     length = int(spec["context_length"])
     if spec["source"] in ("clip", "clip-pruned") and not kwargs:
-        return _clip(spec, length)
+        return _clip(spec, length, folder)
     if spec["source"] == "tokenizer.json":
         return _trained(spec, length)
     return None
@@ -67,8 +70,8 @@ def clean(text: str) -> str:
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
-def _clip(spec: Mapping[str, Any], length: int) -> Encode:
-    bpe = ClipBPE()
+def _clip(spec: Mapping[str, Any], length: int, folder: Path | None) -> Encode:
+    bpe = ClipBPE(folder)
     start, end = (bpe.vocab[token] for token in SPECIAL)
     pieces = None if spec["source"] == "clip" else _pieces(spec, bpe)
 
@@ -81,21 +84,43 @@ def _clip(spec: Mapping[str, Any], length: int) -> Encode:
     return encode
 
 
+def merge_lines(folder: Path | None = None) -> list[str]:
+    """CLIP's merges, the most frequent first: those of an export, else those that open_clip ships.
+
+    Raises:
+        MissingPackage: Neither is there.
+    """
+    if folder is not None and (folder / MERGES_FILE).is_file():
+        return gzip.decompress((folder / MERGES_FILE).read_bytes()).decode("utf-8").splitlines()
+    place = importlib.util.find_spec("open_clip")  # found, not imported, which would load torch
+    if place is None or not place.submodule_search_locations:
+        raise MissingPackage(
+            f"CLIP's tokenizer needs its list of merges, {MERGES_FILE}, which `clip-distill export` writes, or "
+            "open_clip's: export anew, or pip install 'clip-distill[train]'"
+        )
+    file = Path(place.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
+    return gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")[1 : MERGES + 1]
+
+
+def save_merges(folder: Path) -> None:
+    """Put CLIP's merges beside an exported text tower, so that it is read where open_clip is not installed."""
+    content = "\n".join(merge_lines()).encode()
+    write_bytes(folder / MERGES_FILE, gzip.compress(content, mtime=0))
+
+
 class ClipBPE:
     """CLIP's byte-level BPE: words as open_clip cuts them, merged by `tokenizers`.
+
+    Args:
+        folder: Of an export, which has the merges with it.
 
     Attributes:
         merges: Pairs of tokens, the most frequent first.
         vocab: Token → id.
     """
 
-    def __init__(self) -> None:
-        place = importlib.util.find_spec("open_clip")  # found, not imported, which would load torch
-        if place is None or not place.submodule_search_locations:
-            raise MissingPackage("CLIP's tokenizer needs open_clip's list of merges: pip install open_clip_torch")
-        file = Path(place.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
-        lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")[1 : MERGES + 1]
-        self.merges = [(left, right) for left, right in (line.split() for line in lines)]
+    def __init__(self, folder: Path | None = None) -> None:
+        self.merges = [(left, right) for left, right in (line.split() for line in merge_lines(folder))]
         # GPT-2's letters for bytes: printable ones stand for themselves
         printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
         others = [byte for byte in range(256) if byte not in printable]

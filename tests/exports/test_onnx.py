@@ -136,4 +136,4 @@ def test_an_export_is_replaced_only_when_asked(exported: Path, tiny_runs: dict[s
     assert read_json(exported / "towers.json")["weights"] == "int8"
     assert (exported / "text.onnx").stat().st_size < 0.35 * before
     names = sorted(path.name for path in exported.iterdir())
-    assert names == ["README.md", "export.json", "image.onnx", "text.onnx", "towers.json"]
+    assert names == ["README.md", "export.json", "image.onnx", "merges.txt.gz", "text.onnx", "towers.json"]

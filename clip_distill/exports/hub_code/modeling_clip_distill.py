@@ -1,6 +1,6 @@
 """A student of CLIP Distill for transformers: `AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`.
 
-It needs `pip install clip-distill`.
+It needs `pip install 'clip-distill[train]'`.
 Shapes: B batch, L tokens, S image side, D embedding.
 """
 
