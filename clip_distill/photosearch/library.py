@@ -72,14 +72,14 @@ class Library:
         """Read the index anew."""
         with self._lock:  # one reader at a time: two would hold a third copy of the matrix
             contents = self.index.contents()
-            folders = [os.path.dirname(path) for path in contents.paths]
-            names, codes = np.unique(folders, return_inverse=True) if folders else (np.array([]), np.array([], int))
-            self._state = contents, [str(name) for name in names], codes.reshape(-1)
+            code: dict[str, int] = {}
+            codes = [code.setdefault(path.rpartition(os.sep)[0], len(code)) for path in contents.paths]
+            self._state = contents, list(code), np.array(codes, np.int64)
 
     @property
     def folders(self) -> list[str]:
-        """Every folder that holds a photo."""
-        return self._state[1]
+        """Every folder that holds a photo, sorted."""
+        return sorted(self._state[1])
 
     def __len__(self) -> int:
         return len(self._state[0].ids)

@@ -127,8 +127,11 @@ def to_array(image: Image.Image) -> NDArray[np.uint8]:
 
 def to_input(images: Sequence[NDArray[np.uint8]], preprocess: Mapping[str, Any]) -> NDArray[np.float32]:
     """uint8 [S, S, 3] each → float32 [B, 3, S, S], with the teacher's mean and std, as a tower takes it."""
-    floats = np.stack(images).astype(np.float32)
+    high, wide, _ = images[0].shape
+    floats = np.empty((len(images), 3, high, wide), np.float32)
+    for row, image in zip(floats, images, strict=True):
+        row[...] = image.transpose(2, 0, 1)  # planes first: what follows then runs along memory, four times as fast
     floats /= 255
-    floats -= np.asarray(preprocess["mean"], np.float32)
-    floats /= np.asarray(preprocess["std"], np.float32)
-    return np.ascontiguousarray(floats.transpose(0, 3, 1, 2))
+    floats -= np.asarray(preprocess["mean"], np.float32)[:, None, None]
+    floats /= np.asarray(preprocess["std"], np.float32)[:, None, None]
+    return floats

@@ -241,6 +241,8 @@ def advice(out: Path, material: Material, own_data: bool, exported: str) -> str:
     if not own_data:
         return (
             f"Both students are one open_clip model now: local-dir:{exported}\n"
+            "Search its pictures with it (pip install 'clip-distill[search]'):\n"
+            f"  clip-distill search {shlex.quote(str(out / 'data/image'))} --student {shlex.quote(exported)}\n"
             "The same on your own photos, or sentences, or both:\n"
             "  clip-distill quickstart --photos PHOTOS --teacher ViT-B-32/openai --out quickstart-mine\n"
             "or photos with their captions (folder layout: clip-distill embed --help):\n"
@@ -249,7 +251,12 @@ def advice(out: Path, material: Material, own_data: bool, exported: str) -> str:
     runs = {tower: out / "runs" / tower for tower in ("image", "text") if (out / "runs" / tower).is_dir()}
     named = " ".join(f"--{tower}_student {shlex.quote(str(folder))}" for tower, folder in runs.items())
     files = shlex.quote(str(out / "onnx"))
+    places = [material.photos] if material.photos else [str(Path(material.data) / "image")] if material.data else []
     lines = [
+        "Search your photos with it (pip install 'clip-distill[search]'):",
+        f"  clip-distill search {shlex.join(places)} {named}",
+    ] if places and "image" in runs else []  # fmt: skip
+    lines += [
         "Files for ONNX Runtime (pip install 'clip-distill[onnx]'):",
         f"  clip-distill export {named} --to onnx --out {files}",
         "A larger student, from the same store:",
