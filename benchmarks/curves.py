@@ -109,20 +109,20 @@ def over(runs: list[Record], key: str, write: Callable[[float], str]) -> str:
 
 
 def draw(runs: dict[str, list[Record]], path: Path) -> None:
-    """Mean recall over seconds of training: a line a recipe, the band from the lowest to the highest seed."""
+    """Text→image R@10 over seconds of training: a line a recipe, the band from the lowest to the highest seed."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     for number, name in enumerate(runs):
-        seconds, means, lows, highs = zip(*mean_curve(runs[name]), strict=True)
+        seconds, means, lows, highs = zip(*mean_curve(runs[name], "t2i_r10"), strict=True)
         colour = "black" if name == OURS else colormaps["tab10"](number % 10)
         axes.plot(seconds, means, "o-", color=colour, label=name, lw=2.5 if name == OURS else 1.5, ms=4)
         axes.fill_between(seconds, lows, highs, color=colour, alpha=0.15, lw=0)
     some = next(iter(runs.values()))[0]
-    axes.axhline(some["teacher"]["mean_recall"], color="grey", ls="--", label="the teacher")
-    axes.set(xlabel="seconds of training", ylabel="mean recall, %", ylim=(0, None), xlim=(0, None))
+    axes.axhline(some["teacher"]["t2i_r10"], color="grey", ls="--", label="the teacher")
+    axes.set(xlabel="seconds of training", ylabel="text→image R@10, %", ylim=(0, None), xlim=(0, None))
     axes.set_title(f"{some['tower']} student, {some['parameters'] / 1e6:.2f}M parameters")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize="small")
