@@ -18,7 +18,7 @@ from clip_distill.model.model import Model
 from clip_distill.photosearch.index import Floats, Index
 from clip_distill.photosearch.library import Answer, Filter, Library
 from clip_distill.photosearch.question import combined, terms_of
-from clip_distill.photosearch.update import Progress, update
+from clip_distill.photosearch.update import Embedded, Progress, update
 from clip_distill.pixels.photos import BadImage, Photo, read_bytes_of
 from clip_distill.system.errors import InvalidValue, NotFound
 
@@ -36,6 +36,7 @@ class Engine:
         folders: Where they lie.
         upright: Whether photos are turned as their EXIF says before they are embedded.
         score: From which on an answer to words is a good match; None where nobody calibrated it.
+        embed: What reads and embeds photos; by default this process.
     """
 
     model: Model
@@ -43,6 +44,7 @@ class Engine:
     folders: Sequence[str]
     upright: bool = False
     score: float | None = None
+    embed: Embedded | None = None
     state: Progress = field(default_factory=Progress)
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -69,7 +71,7 @@ class Engine:
 
         try:
             encoder = self.model.encoder("image")
-            return update(self.index, self.folders, encoder, self.state, self.upright, self.stop, kept)
+            return update(self.index, self.folders, encoder, self.state, self.upright, self.stop, kept, self.embed)
         finally:
             self.library.reload()
 

@@ -99,6 +99,7 @@ def update(
     upright: bool = False,
     stop: threading.Event | None = None,
     kept: Callable[[], None] = lambda: None,
+    embed: Embedded | None = None,
 ) -> Progress:
     """Read what is new or changed, follow what was moved, forget what is gone.
 
@@ -110,6 +111,7 @@ def update(
         upright: Turn photos as their EXIF orientation says, before they are embedded.
         stop: Ends it after the current batch, once set.
         kept: Called after each transaction.
+        embed: What reads and embeds photos; by default this process.
 
     Raises:
         NotFound: A folder is not there.
@@ -131,7 +133,7 @@ def update(
         state.removed = len(gone)
         kept()
         with progress(total=len(wanted), desc="indexing", unit=" photos") as bar:
-            for good, bad in embedded(wanted, encoder, upright):
+            for good, bad in (embed or embedded)(wanted, encoder, upright):
                 index.add(good, [(each.file, each.reason) for each in bad])
                 state.done += len(good) + len(bad)
                 state.added += len(good)
@@ -191,6 +193,9 @@ def day_of(exif: Image.Exif, file: File) -> int:
     except ValueError:
         taken = datetime.fromtimestamp(file.modified / 1e9)
     return taken.year * 10000 + taken.month * 100 + taken.day
+
+
+Embedded = Callable[[Sequence[File], Encoder, bool], Iterator[tuple[list[tuple[Facts, Floats]], list[Unread]]]]
 
 
 def embedded(

@@ -38,6 +38,8 @@ EXAMPLES = """\
     --sources.train_captions '[captions.parquet]' --sources.train_images '[shards/{000..099}.tar]'
   # no data at all: made-up texts of the teacher's own words, for a text student (fit --tower text --prompts 1)
   clip-distill embed --teacher ViT-B-32/openai --store stores/words --prompts vocabulary
+  # by all workers of a Ray cluster
+  clip-distill embed --data DATA --teacher ViT-B-32/openai --store stores/b32 --engine ray --address auto
   # N processes, on one machine or many with one file system or bucket (docs/clusters.md)
   torchrun --nproc-per-node N --max-restarts 3 -m clip_distill embed …
   # data and store in a bucket (pip install 'clip-distill[s3]'; AWS_ENDPOINT_URL names servers other than AWS)
@@ -66,6 +68,8 @@ def embed(
     prompts: Literal["none", "vocabulary"] = "none",
     prompts_count: int = PROMPTS,
     sources: Sources = Sources(),  # noqa: B008 - frozen, so one instance serves all calls
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
 ) -> None:
     """Run the teacher once over photos and captions, and store its embeddings; training then never loads it.
 
@@ -88,6 +92,8 @@ def embed(
             of the teacher's tokenizer in two templates, and phrases and sentences made up of these words.
         prompts_count: How many phrases and sentences.
         sources: Other places for parts of the data.
+        engine: ray shares the shards among the workers of a Ray cluster, which see the same data and the same store.
+        address: Of the cluster: auto for the one that this machine belongs to; by default one of this machine alone.
 
     Raises:
         Error: Data or teacher are not there, or the store holds something else.
@@ -95,6 +101,9 @@ def embed(
     Example:
         >>> cd.embed(data=DATA, teacher=TEACHER, store=STORE, tower="text", split="val")
     """
+    options = locals()
+    if engine == "ray":
+        return _over_ray(options | {"engine": "local", "address": None}, address)
     import pyarrow as pa
 
     from clip_distill.corpus.layout import scan
@@ -133,6 +142,32 @@ def embed(
             with _memory_explained(runner):
                 _embed_table(table_folder(os.fspath(store), each, part), made_by, items, runner, shard_rows)
         del spec, module, runner  # before the next tower is loaded
+
+
+def _over_ray(options: dict[str, Any], address: str | None) -> None:
+    """Make the same tables by the tasks of a Ray cluster, as many as run at once."""
+    from clip_distill.system.ray_tasks import cluster, each_as_ended
+
+    for name in ("data", "store"):
+        place = spelt(options[name])
+        options[name] = os.path.abspath(place) if place is not None and "://" not in place else place
+    with cluster(address) as world:
+        tasks = [(rank, world, options) for rank in range(world)]
+        for done, _ in enumerate(each_as_ended(_embed_as, tasks), 1):
+            say(f"{done} of {world} tasks have ended")
+
+
+def _embed_as(rank: int, world: int, options: dict[str, Any]) -> None:
+    """One task: the shards of this process of so many. In Ray's own worker, since a command started from it would
+    outlive a worker that dies, and hold its lock."""
+    mine = {"RANK": str(rank), "WORLD_SIZE": str(world)}
+    before = {name: os.environ.get(name) for name in mine}
+    os.environ.update(mine)
+    try:
+        embed(**options)
+    finally:  # workers are used again
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @contextmanager

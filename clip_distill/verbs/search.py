@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json as json_format
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ EXAMPLES = """\
   clip-distill search PHOTOS --student shipped --query '2:dog on a beach -cat' --top 5
   # bring the index up to date, and no more: from a nightly job, for instance
   clip-distill search PHOTOS --student shipped --index_only
+  # indexed by a Ray cluster
+  clip-distill search PHOTOS --student shipped --index_only --engine ray --address auto
   # for others in this network; the printed address has the token that they need
   clip-distill search PHOTOS --student shipped --host 0.0.0.0"""
 
@@ -72,6 +75,8 @@ def search(
     token: str | None = None,
     open: bool = True,
     device: str = "auto",
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
 ) -> Answers:
     """Search your photos by words or by a photo: keep an index of folders, and serve a page at 127.0.0.1.
 
@@ -97,6 +102,8 @@ def search(
         token: The token; by default one is made where it is needed.
         open: Open the page in a browser.
         device: auto, cpu, cuda, cuda:1, mps.
+        engine: ray indexes by the workers of a Ray cluster, which see the same photos under the same paths.
+        address: Of the cluster: auto for the one that this machine belongs to; by default one of this machine alone.
 
     Returns:
         The answers to `query`; nothing without one.
@@ -113,20 +120,25 @@ def search(
     if not folders:
         raise InvalidValue("expected at least one folder: clip-distill search PHOTOS --student DIR")
     names = {"student": spelt(student), "image": spelt(image_student), "text": spelt(text_student)}
-    engine = make_engine(folders, names, teacher, spelt(index), quantize, exif, device)
+    made = make_engine(folders, names, teacher, spelt(index), quantize, exif, device)
+    if engine == "ray":
+        from clip_distill.photosearch.spread import over_ray
+
+        place = names["image"] or names["student"] or teacher or made.model.teacher
+        made = dataclasses.replace(made, embed=over_ray(str(place), device, address))
     if query is None and not index_only:
         try:
             from clip_distill.photosearch.serve import serve
         except ImportError as error:
             message = f"the page needs {error.name}; install it with: pip install 'clip-distill[search]'"
             raise MissingPackage(message) from error
-        serve(engine, host, port, token, open)
+        serve(made, host, port, token, open)
         return Answers()
-    state = engine.bring_up_to_date()
-    say(state.line(), *state.skips.lines(), *(f"  unread: {path} ({why})" for path, why in engine.index.unread()))
+    state = made.bring_up_to_date()
+    say(state.line(), *state.skips.lines(), *(f"  unread: {path} ({why})" for path, why in made.index.unread()))
     if query is None:
         return Answers()
-    return Answers(engine.ask(query, count=top), json)
+    return Answers(made.ask(query, count=top), json)
 
 
 def make_engine(
