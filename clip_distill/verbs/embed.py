@@ -17,6 +17,7 @@ from clip_distill.system.talk import LOGGER, say
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from clip_distill.corpus.layout import Corpus
     from clip_distill.corpus.parts import Split
     from clip_distill.store.build import EmbedParts
     from clip_distill.store.embed import Runner
@@ -107,25 +108,21 @@ def embed(
     import pyarrow as pa
 
     from clip_distill.corpus.layout import scan
-    from clip_distill.corpus.parts import items_of, parts_there
+    from clip_distill.corpus.parts import items_of
     from clip_distill.store.embed import Runner
     from clip_distill.store.table import Manifest, table_folder
     from clip_distill.teachers import load_teacher
     from clip_distill.tokens.prompts import vocabulary_prompts
     from clip_distill.tokens.spec import TokenizerSpec
-    from clip_distill.towers.spec import TOWERS, pick_device
+    from clip_distill.towers.spec import pick_device
 
     if views < 1 or (views > 1 and augment == "none"):
         raise InvalidValue(
             f"expected views ≥ 1, and an augmentation where views > 1; found views={views}, augment={augment!r}"
         )
     corpus = scan(spelt(data), sources)
-    found: list[tuple[Tower, Part]] = []
-    if prompts == "none" or data is not None or sources != Sources():
-        say(*corpus.report.lines())
-        splits: tuple[Split, ...] = ("train", "val") if split == "both" else (split,)
-        towers: tuple[Tower, ...] = TOWERS if tower == "both" else (tower,)
-        found += parts_there(corpus, list(itertools.product(towers, splits)))
+    given = prompts == "none" or data is not None or sources != Sources()
+    found = _tables(corpus, tower, split) if given else []
     if prompts != "none":
         found.append(("text", "prompts"))
     for each in dict.fromkeys(tower for tower, _ in found):
@@ -142,6 +139,19 @@ def embed(
             with _memory_explained(runner):
                 _embed_table(table_folder(os.fspath(store), each, part), made_by, items, runner, shard_rows)
         del spec, module, runner  # before the next tower is loaded
+
+
+def _tables(
+    corpus: Corpus, tower: Literal["image", "text", "both"], split: Literal["train", "val", "both"]
+) -> list[tuple[Tower, Part]]:
+    """The tables to make of what the data has."""
+    from clip_distill.corpus.parts import parts_there
+    from clip_distill.towers.spec import TOWERS
+
+    say(*corpus.report.lines())
+    splits: tuple[Split, ...] = ("train", "val") if split == "both" else (split,)
+    towers: tuple[Tower, ...] = TOWERS if tower == "both" else (tower,)
+    return [*parts_there(corpus, list(itertools.product(towers, splits)))]
 
 
 def _over_ray(options: dict[str, Any], address: str | None) -> None:
