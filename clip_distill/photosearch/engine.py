@@ -37,6 +37,7 @@ class Engine:
         upright: Whether photos are turned as their EXIF says before they are embedded.
         score: From which on an answer to words is a good match; None where nobody calibrated it.
         embed: What reads and embeds photos; by default this process.
+        beside: The teacher over the same photos, whose order can be asked for, too.
     """
 
     model: Model
@@ -45,6 +46,7 @@ class Engine:
     upright: bool = False
     score: float | None = None
     embed: Embedded | None = None
+    beside: Engine | None = None
     state: Progress = field(default_factory=Progress)
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -74,6 +76,30 @@ class Engine:
             return update(self.index, self.folders, encoder, self.state, self.upright, self.stop, kept, self.embed)
         finally:
             self.library.reload()
+            if self.beside is not None:
+                self.beside.library.reload()
+
+    def by_teacher(self, like: int | None = None, **asked: Any) -> list[dict[str, Any]]:
+        """What `ask` gives, in the teacher's order and with its scores; photos keep their numbers in this index.
+
+        Raises:
+            NotFound: There is no index of the teacher's, or a photo is not in it.
+        """
+        if self.beside is None:
+            raise NotFound("expected the teacher's index, found none: clip-distill search PHOTOS --beside TEACHER")
+        numbers, theirs = self.library.numbers(), None
+        if like is not None:
+            path = self.index.path_of(like)
+            theirs = self.beside.library.numbers().get(path or "")
+            if theirs is None:
+                raise NotFound(f"expected a photo of both indexes, found none with id {like}")
+        found = self.beside.ask(like=theirs, **asked)
+        known = {their: numbers[path] for path, their in self.beside.library.numbers().items() if path in numbers}
+        return [
+            each | {"id": known[each["id"]], "same": [known[same] for same in each["same"] if same in known]}
+            for each in found
+            if each["id"] in known
+        ]
 
     def vector(self, question: str = "", photo: bytes | None = None, like: int | None = None) -> Floats:
         """[D] of what is asked: words with signs and weights, a photo's bytes, a photo of the index, or all together.

@@ -90,6 +90,11 @@ class Library:
         row = int(np.searchsorted(contents.ids, photo))
         return contents.matrix[row] if row < len(contents.ids) and contents.ids[row] == photo else None
 
+    def numbers(self) -> dict[str, int]:
+        """Path → id of every photo."""
+        contents = self._state[0]
+        return dict(zip(contents.paths, contents.ids.tolist(), strict=True))
+
     def search(
         self,
         vector: Floats,

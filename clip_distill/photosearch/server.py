@@ -7,7 +7,7 @@ import mimetypes
 import os
 import time
 from importlib.resources.abc import Traversable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.responses import FileResponse
@@ -39,6 +39,7 @@ Like = Annotated[int | None, Query(description="id of a photo of the index: more
 Folder = Annotated[str | None, Query(description="photos in this folder, and within it", max_length=4096)]
 Day = Annotated[int | None, Query(ge=10101, le=99991231, description="a day, such as 20261129")]
 Fold = Annotated[bool, Query(description="take near-duplicates as one answer")]
+By = Annotated[Literal["student", "teacher"], Query(description="whose order: the teacher's where its index is there")]
 Number = Annotated[int, Path(ge=0, le=2**62)]
 
 
@@ -74,10 +75,10 @@ def served(file: Traversable) -> Any:
 def add_search(app: FastAPI, engine: Engine) -> None:
     """`/api/search`."""
 
-    def answered(response: Response, **asked: Any) -> list[dict[str, Any]]:
+    def answered(response: Response, by: str, **asked: Any) -> list[dict[str, Any]]:
         began = time.perf_counter()
         try:
-            found = engine.ask(**asked)
+            found = engine.by_teacher(**asked) if by == "teacher" else engine.ask(**asked)
         except BadImage as error:
             raise HTTPException(415, f"the photo can't be read: {error.reason}") from error
         except NotFound as error:
@@ -98,10 +99,11 @@ def add_search(app: FastAPI, engine: Engine) -> None:
         since: Day = None,
         until: Day = None,
         fold: Fold = True,
+        by: By = "student",
     ) -> list[dict[str, Any]]:
         """The photos nearest to words, to a photo of the index, or to both, nearest first."""
         only = Filter(folder, since, until)
-        return answered(response, question=q, like=like, count=k, first=first, only=only, fold=fold)
+        return answered(response, by, question=q, like=like, count=k, first=first, only=only, fold=fold)
 
     @app.post("/api/search")
     async def search_by_photo(
@@ -114,6 +116,7 @@ def add_search(app: FastAPI, engine: Engine) -> None:
         since: Day = None,
         until: Day = None,
         fold: Fold = True,
+        by: By = "student",
     ) -> list[dict[str, Any]]:
         """The photos nearest to a photo, which is the request's body as it is, and to words, nearest first."""
         photo = bytearray()
@@ -124,7 +127,7 @@ def add_search(app: FastAPI, engine: Engine) -> None:
         if not photo:
             raise HTTPException(422, "expected a photo as the body, found nothing")
         asked = {"question": q, "photo": bytes(photo), "count": k, "first": first, "fold": fold}
-        return await run_in_threadpool(answered, response, **asked, only=Filter(folder, since, until))
+        return await run_in_threadpool(answered, response, by, **asked, only=Filter(folder, since, until))
 
 
 def add_status(app: FastAPI, engine: Engine) -> None:
@@ -155,6 +158,7 @@ def add_status(app: FastAPI, engine: Engine) -> None:
             "unread": [{"path": path, "reason": reason} for path, reason in engine.index.unread()],
             "skipped": state.skips.counts,
             "score": engine.score,
+            "beside": engine.beside is not None,
             "student": engine.model.name,
             "teacher": engine.model.teacher,
         }

@@ -63,6 +63,7 @@ def search(
     image_student: Place | None = None,
     text_student: Place | None = None,
     teacher: str | None = None,
+    beside: str | None = None,
     index: Place | None = None,
     index_only: bool = False,
     query: str | None = None,
@@ -89,6 +90,8 @@ def search(
         image_student: An export or a run of the image tower, where student is not both.
         text_student: An export or a run of the text tower, where student is not both.
         teacher: Whose towers stand in for those that no student has; by default the student's.
+        beside: A teacher's name, whose order the page shows beside the student's. Its index is made first where it is
+            not there yet, which takes the teacher's time.
         index: Folder of the index; by default one in the cache, for these folders and this student.
         index_only: Bring the index up to date, and end.
         query: Ask this, print the answers, and end: words with weights and signs, "2:dog -cat".
@@ -126,6 +129,11 @@ def search(
 
         place = names["image"] or names["student"] or teacher or made.model.teacher
         made = dataclasses.replace(made, embed=over_ray(str(place), device, address))
+    if beside is not None:
+        other = dict.fromkeys(names)
+        place = None if index is None else f"{spelt(index)}-beside"
+        made.beside = make_engine(folders, other, beside, place, quantize, exif, device)
+        say(f"beside, {beside}: {made.beside.bring_up_to_date().line()}")
     if query is None and not index_only:
         try:
             from clip_distill.photosearch.serve import serve

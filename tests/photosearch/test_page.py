@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+import clip_distill as cd
 from clip_distill.photosearch.engine import Engine
+from clip_distill.photosearch.index import Index
 from clip_distill.photosearch.library import Filter
 
 uvicorn = pytest.importorskip("uvicorn")
@@ -170,3 +172,21 @@ def test_good_matches_stand_above_a_line(opened: Callable[..., Any], engine: Eng
         "#results li", "(all) => all.map((each) => each.classList.contains('heading'))"
     )
     assert headings[0] and headings[3] and sum(headings) == 2
+
+
+def test_the_teachers_order_at_a_click(
+    opened: Callable[..., Any], engine: Engine, tiny_runs: dict[str, Path], tmp_path: Path, photos: Path
+) -> None:
+    other = cd.load(image=tiny_runs["image"], text=tiny_runs["text"], device="cpu")
+    engine.beside = Engine(other, Index(tmp_path / "beside", {"student": "other", "dim": 32}), [str(photos)])
+    engine.beside.bring_up_to_date()
+    page = opened()
+    page.fill("#words", "a red circle")
+    until(page, lambda: "by words" in page.inner_text("#said"))
+    assert order(page) == expected(engine, question="a red circle")
+    page.click("#whose")
+    theirs = [each["id"] for each in engine.by_teacher(question="a red circle", count=60)]
+    until(page, lambda: order(page) == theirs)
+    assert page.get_attribute("#whose", "aria-pressed") == "true" and theirs != expected(
+        engine, question="a red circle"
+    )

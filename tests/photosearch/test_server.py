@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import clip_distill as cd
 from clip_distill.photosearch.engine import Engine
+from clip_distill.photosearch.index import Index
 from clip_distill.system.errors import InvalidValue
 
 testclient = pytest.importorskip("starlette.testclient")
@@ -189,3 +191,26 @@ def test_where_it_listens() -> None:
     assert {"127.0.0.1", "localhost"} < serve.names_of("0.0.0.0")
     with serve.bound("127.0.0.1", 0) as taken, pytest.raises(InvalidValue, match="expected an address to listen at"):
         serve.bound("127.0.0.1", taken.getsockname()[1])
+
+
+def test_the_teachers_order_is_beside_where_its_index_is(
+    engine: Engine, tiny_runs: dict[str, Path], tmp_path: Path, photos: Path
+) -> None:
+    assert client(engine).get("/api/search", params={"q": "dog", "by": "teacher"}).status_code == 404
+    other = cd.load(image=tiny_runs["image"], text=tiny_runs["text"], device="cpu")
+    index = Index(tmp_path / "beside", {"student": "other", "dim": other.embed_dim})
+    sorted(photos.rglob("*.*"))[0].rename(photos / "aside.png")  # so that both number the photos in other orders
+    engine.bring_up_to_date()
+    engine.beside = Engine(other, index, [str(photos)])
+    engine.beside.bring_up_to_date()
+    asked = client(engine)
+    assert asked.get("/api/status").json()["beside"] is True
+    question = {"q": "a red circle", "k": 24, "fold": False, "by": "teacher"}
+    found = asked.get("/api/search", params=question).json()
+    expected = engine.beside.ask("a red circle", count=24, fold=False)
+    assert [each["path"] for each in found] == [each["path"] for each in expected] and len(found) == 24
+    assert all(engine.index.path_of(each["id"]) == each["path"] for each in found)
+    like = asked.get("/api/search", params={"like": found[5]["id"], "k": 3, "fold": False, "by": "teacher"}).json()
+    assert like[0]["path"] == found[5]["path"] and like[0]["score"] == pytest.approx(1, abs=1e-3)
+    by_photo = asked.post("/api/search", params=question | {"q": ""}, content=Path(found[0]["path"]).read_bytes())
+    assert by_photo.json()[0]["path"] == found[0]["path"]

@@ -56,6 +56,15 @@ def test_a_run_asks_by_its_teachers_other_tower(tiny_runs: dict[str, Path], tiny
     assert len(cd.search(**asked, **parts, index=tmp_path / "one")) == 2
 
 
+def test_the_teacher_beside_has_an_index_of_its_own(
+    shipped: Path, tiny_data: Path, tiny_teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["search", str(tiny_data / "image"), "--student", str(shipped), "--index", str(tmp_path / "index")]
+    cli.main([*argv, "--beside", tiny_teacher, "--index_only", "--device", "cpu"])
+    assert f"beside, {tiny_teacher}: 24 photos added" in capsys.readouterr().out
+    assert (tmp_path / "index-beside/index.sqlite3").is_file()
+
+
 def test_what_is_lacking_is_told(tiny_data: Path, tmp_path: Path, shipped: Path) -> None:
     with pytest.raises(cd.InvalidValue, match="expected at least one folder"):
         cd.search([])

@@ -6,6 +6,7 @@ const PAGE = 60;
 let language = localStorage.getItem("language") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
 let asked = null; // a photo: {blob} or {like: id}
 let run = 0; // of the question; answers to an older one are dropped
+let by = "student"; // whose order
 let photos = [], loading = false, ended = false, total = 0, shown = -1, took = 0;
 const words = () => WORDS[language];
 
@@ -23,6 +24,7 @@ function translate() {
   $("asked-image").alt = words().asked;
   $("language").textContent = words().other;
   $("language").lang = words().code;
+  $("whose").textContent = by === "student" ? words().teachers : words().students;
   const all = $("folder").options[0];
   if (all) all.textContent = words().all;
 }
@@ -44,6 +46,7 @@ async function answers(first, count, like) {
   if (like === undefined && asked?.like !== undefined) query.set("like", asked.like);
   if (like === undefined && !text && !asked) return [await json(`/api/latest?${query}`), null];
   query.set("fold", $("fold").checked);
+  query.set("by", by);
   const options = like === undefined && asked?.blob ? { method: "POST", body: asked.blob } : {};
   const began = performance.now();
   const found = await json(`/api/search?${query}`, options);
@@ -207,6 +210,7 @@ async function status() {
     }
     if (error) speak(error);
     $("about").textContent = words().about(found.photos, found.unread.length);
+    $("whose").hidden = !found.beside;
     const folders = ["", ...found.folders];
     if (folders.length !== $("folder").options.length) {
       const chosen = $("folder").value;
@@ -235,6 +239,12 @@ $("language").onclick = () => {
   localStorage.setItem("language", language);
   translate();
   say();
+};
+$("whose").onclick = () => {
+  by = by === "student" ? "teacher" : "student";
+  $("whose").setAttribute("aria-pressed", by === "teacher");
+  translate();
+  ask();
 };
 $("close").onclick = () => $("large").close();
 $("large").addEventListener("close", () => { document.querySelector(`#results [data-id="${photos[shown]?.id}"]`)?.focus(); shown = -1; });
