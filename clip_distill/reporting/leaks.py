@@ -7,7 +7,7 @@ Shapes: N validation photos, M training photos, K neighbours, D embedding.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +24,8 @@ from clip_distill.store.table import StoreError
 from clip_distill.system.errors import MissingPackage
 from clip_distill.system.talk import progress
 
-try:
-    import imagehash
-except ImportError as error:
-    raise MissingPackage(f"a report needs {error.name}; install it with: pip install 'clip-distill[charts]'") from error
+if TYPE_CHECKING:
+    from imagehash import ImageHash
 
 NEAR = 0.97  # cosine of the teacher's embeddings
 ALIKE, CANDIDATES = (
@@ -47,10 +45,20 @@ def nearest(validation: Tensor, training: Tensor, count: int = 1) -> tuple[Tenso
     return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
 
 
-def hashed(place: dict[str, Any]) -> imagehash.ImageHash | None:
-    """The perceptual hash of a photo (DCT of its brightness, 64 bits); None where it can't be read now."""
+def hashed(place: dict[str, Any]) -> ImageHash | None:
+    """The perceptual hash of a photo (DCT of its brightness, 64 bits); None where it can't be read now.
+
+    Raises:
+        MissingPackage: imagehash is not installed.
+    """
     try:
-        return imagehash.phash(read_image(place["path"], place["offset"], place["size"]))
+        from imagehash import phash
+    except ImportError as error:
+        raise MissingPackage(
+            f"a report needs {error.name}; install it with: pip install 'clip-distill[charts]'"
+        ) from error
+    try:
+        return phash(read_image(place["path"], place["offset"], place["size"]))
     except BadImage:
         return None
 
@@ -66,9 +74,9 @@ def differing_bits(ours: pa.Table, theirs: pa.Table, cosines: Tensor, rows: Tens
     """
     bits = torch.full(rows.shape, 64)
     pairs = (cosines >= ALIKE).nonzero().tolist()
-    hashes: dict[tuple[str, int], imagehash.ImageHash | None] = {}
+    hashes: dict[tuple[str, int], ImageHash | None] = {}
 
-    def hash_of(table: pa.Table, side: str, row: int) -> imagehash.ImageHash | None:
+    def hash_of(table: pa.Table, side: str, row: int) -> ImageHash | None:
         if (side, row) not in hashes:
             hashes[side, row] = hashed(table.slice(row, 1).to_pylist()[0])
         return hashes[side, row]

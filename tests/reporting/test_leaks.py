@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from clip_distill.corpus.layout import IMAGES_SCHEMA
-from clip_distill.reporting.leaks import BITS, differing_bits, nearest, shared_texts, without
+from clip_distill.reporting import leaks
 from clip_distill.reporting.statistics import Hits
 
 
@@ -19,9 +19,9 @@ def test_the_nearest_training_photo_by_cosine(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("clip_distill.reporting.leaks.CHUNK", 3)  # one row a time
     validation = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     training = torch.tensor([[0.0, 5.0], [1.0, 0.0], [1.0, 1.0]])
-    cosines, rows = nearest(validation, training)
+    cosines, rows = leaks.nearest(validation, training)
     assert rows.tolist() == [[1], [0]] and cosines.flatten().tolist() == pytest.approx([1.0, 1.0])
-    assert nearest(validation, training, 9)[1].tolist() == [[1, 2, 0], [0, 2, 1]]
+    assert leaks.nearest(validation, training, 9)[1].tolist() == [[1, 2, 0], [0, 2, 1]]
 
 
 def blots(seed: int) -> Image.Image:
@@ -36,6 +36,7 @@ def placed(*paths: Path) -> pa.Table:
 
 
 def test_hashes_know_a_photo_that_was_scaled_and_compressed(tmp_path: Path) -> None:
+    pytest.importorskip("imagehash")
     blots(0).save(tmp_path / "photo.png")
     blots(0).resize((80, 60)).save(tmp_path / "small.jpg", quality=40)
     blots(1).save(tmp_path / "other.png")
@@ -44,17 +45,17 @@ def test_hashes_know_a_photo_that_was_scaled_and_compressed(tmp_path: Path) -> N
         placed(tmp_path / "photo.png"),
         placed(*(tmp_path / n for n in ("small.jpg", "other.png", "broken.jpg"))),
     )
-    bits = differing_bits(ours, theirs, torch.tensor([[0.9, 0.9, 0.9]]), torch.tensor([[0, 1, 2]]))
-    assert bits[0, 0] <= BITS < bits[0, 1] < 64 and bits[0, 2] == 64
-    far = differing_bits(ours, theirs, torch.tensor([[0.2]]), torch.tensor([[0]]))
+    bits = leaks.differing_bits(ours, theirs, torch.tensor([[0.9, 0.9, 0.9]]), torch.tensor([[0, 1, 2]]))
+    assert bits[0, 0] <= leaks.BITS < bits[0, 1] < 64 and bits[0, 2] == 64
+    far = leaks.differing_bits(ours, theirs, torch.tensor([[0.2]]), torch.tensor([[0]]))
     assert far.tolist() == [[64]], "what is far by embedding is not hashed"
 
 
 def test_captions_are_compared_without_spaces_and_capitals() -> None:
-    assert shared_texts(["A  dog ", "a cat", "a dog"], ["a dog", "the cat"]) == 1
+    assert leaks.shared_texts(["A  dog ", "a cat", "a dog"], ["a dog", "the cat"]) == 1
 
 
 def test_photos_that_leaked_are_not_asked() -> None:
     hits = Hits(np.eye(3), np.ones((3, 3)))
-    rest = without(hits, [1])
+    rest = leaks.without(hits, [1])
     assert rest.found.tolist() == [[1, 0, 0], [0, 0, 1]] and len(rest.asked) == 2

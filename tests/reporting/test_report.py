@@ -21,6 +21,7 @@ def page(
     tiny_runs: dict[str, Path], tiny_data: Path, tiny_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     pytest.importorskip("matplotlib")
+    pytest.importorskip("imagehash")
     out = tmp_path_factory.mktemp("report") / "page.html"
     runs = [str(tiny_runs["image"]), str(tiny_runs["text"])]
     places = ["--data", str(tiny_data), "--store", str(tiny_store), "--device", "cpu", "--workers", "0"]
@@ -69,6 +70,7 @@ def test_chinese_and_defaults_from_the_run(
     tiny_runs: dict[str, Path], tiny_data: Path, tiny_store: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("matplotlib")
+    pytest.importorskip("imagehash")
     run = Path(shutil.copytree(tiny_runs["text"], tmp_path / "run"))
     recipe = {"tower": "text", "data": str(tiny_data), "store": str(tiny_store), "loss": {"names": ["cosine"]}}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
@@ -104,6 +106,8 @@ def test_what_it_cannot_say(tiny_runs: dict[str, Path], tmp_path: Path) -> None:
 def test_a_run_ends_with_its_page(
     tower: str, tiny_data: Path, tiny_views_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("imagehash")
     monkeypatch.setattr("clip_distill.verbs.fit.show", show)
     sizes = {"image": {"width": 16, "layers": 1, "heads": 2, "patch_size": 16, "input_resolution": 32}}
     sizes["text"] = {"transformer_width": 16, "transformer_layers": 1, "transformer_heads": 2}
