@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json as json_format
 from collections.abc import Sequence
@@ -123,12 +122,8 @@ def search(
     if not folders:
         raise InvalidValue("expected at least one folder: clip-distill search PHOTOS --student DIR")
     names = {"student": spelt(student), "image": spelt(image_student), "text": spelt(text_student)}
-    made = make_engine(folders, names, teacher, spelt(index), quantize, exif, device)
-    if engine == "ray":
-        from clip_distill.photosearch.spread import over_ray
-
-        place = names["image"] or names["student"] or teacher or made.model.teacher
-        made = dataclasses.replace(made, embed=over_ray(str(place), device, address))
+    ray = (address,) if engine == "ray" else None
+    made = make_engine(folders, names, teacher, spelt(index), quantize, exif, device, ray)
     if beside is not None:
         other = dict.fromkeys(names)
         place = None if index is None else f"{spelt(index)}-beside"
@@ -157,6 +152,7 @@ def make_engine(
     quantize: Literal["float16", "int8"],
     upright: bool,
     device: str,
+    ray: tuple[str | None] | None = None,
 ) -> Engine:
     """Model and index together.
 
@@ -168,6 +164,7 @@ def make_engine(
         quantize: Numbers of a vector on disk.
         upright: Turn photos before they are embedded.
         device: Where the model runs.
+        ray: The address of the cluster whose workers embed; None embeds here.
     """
     import os
 
@@ -184,4 +181,11 @@ def make_engine(
 
         key = json_format.dumps([folders, made_by, quantize], sort_keys=True)
         index = str(Path(cache_folder()) / "search" / hashlib.sha256(key.encode()).hexdigest()[:16])
-    return Engine(model, Index(Path(index), made_by, quantize), folders, upright, score_of(places["text"]))
+    made = Engine(model, Index(Path(index), made_by, quantize), folders, upright, score_of(places["text"]))
+    if ray is not None:
+        from clip_distill.photosearch.spread import over_ray
+
+        image = places["image"]
+        where = os.path.abspath(image) if image is not None and Path(image).is_dir() else image
+        made.embed = over_ray(str(where or teacher or model.teacher), device, *ray)
+    return made
