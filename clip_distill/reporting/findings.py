@@ -6,6 +6,7 @@ Shapes: N photos, N_t captions, D embedding.
 from __future__ import annotations
 
 import csv
+import itertools
 import platform
 import statistics
 import timeit
@@ -153,9 +154,17 @@ def run_facts(folder: Path) -> dict[str, Any]:
         facts["recipe"] = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     if (folder / "logs/metrics.csv").is_file():
         with open(folder / "logs/metrics.csv", encoding="utf-8", newline="") as file:
-            facts["curves"] = curves(list(csv.DictReader(file)))
+            rows = list(csv.DictReader(file))
+        facts |= {"curves": curves(rows), "seconds": seconds_of(rows)}
     files = [path for path in folder.rglob("*.safetensors") if path.is_file()]
     return facts | {"bytes": sum(path.stat().st_size for path in files)}
+
+
+def seconds_of(rows: list[dict[str, str]]) -> float | None:
+    """Seconds of training, all parts of a run that was interrupted; None where its logs don't say."""
+    found = [float(row["train/seconds"]) for row in rows if row.get("train/seconds")]
+    ends = [value for value, following in itertools.pairwise([*found, 0.0]) if following < value]
+    return sum(ends) if found else None
 
 
 def curves(rows: list[dict[str, str]]) -> dict[str, list[list[float]]]:

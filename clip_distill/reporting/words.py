@@ -30,6 +30,7 @@ WORDS: dict[str, dict[str, str]] = {
         "tested": "No epoch was chosen on these photos.",
         "by_cosine": "by the teacher's cosine", "by_hash": "by a perceptual hash of near neighbours", "bits": "bits",
         "one_image": "one photo", "one_text": "one caption", "encoding": "decoding not counted",
+        "trained": "trained in",
         "interval": "95% interval", "data": "data", "machine": "machine", "versions": "versions", "store": "store",
     },
     "zh": {
@@ -53,7 +54,7 @@ WORDS: dict[str, dict[str, str]] = {
         "same_split": "最佳 epoch 是在同一批照片上选的：换成别的照片会略低一些。可以用 --test 目录 检验。",
         "tested": "这些照片没有参与 epoch 的选择。",
         "by_cosine": "按教师的余弦", "by_hash": "按近邻的感知哈希", "bits": "位不同",
-        "one_image": "一张照片", "one_text": "一条描述", "encoding": "不含解码",
+        "one_image": "一张照片", "one_text": "一条描述", "encoding": "不含解码", "trained": "训练用时",
         "interval": "95% 区间", "data": "数据", "machine": "机器", "versions": "版本", "store": "库",
     },
 }  # fmt: skip

@@ -151,6 +151,7 @@ class Cost(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._count()
         module.log("train/samples_per_second", self.samples / max(self.seconds, 1e-9), rank_zero_only=True)
+        module.log("train/seconds", self.seconds, rank_zero_only=True)
         module.log("train/peak_memory_mb", self._peak_bytes() / 1e6, rank_zero_only=True)
 
     def _count(self) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 import clip_distill as cd
 from clip_distill.cli import main as cli
-from clip_distill.reporting.findings import curves
+from clip_distill.reporting.findings import curves, seconds_of
 from clip_distill.verbs.fit import show
 
 
@@ -120,3 +120,9 @@ def test_a_run_ends_with_its_page(
     found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert (tmp_path / "report.html").stat().st_size > 20_000 and found["runs"][0]["tower"] == tower
     assert found["runs"][0]["recall"]["mean_recall"]["student"][0] == pytest.approx(run.mean_recall)
+    assert 0 < found["runs"][0]["seconds"] < 60
+
+
+def test_seconds_of_an_interrupted_run_are_those_of_its_parts() -> None:
+    assert seconds_of([{"train/seconds": value} for value in ("3", "", "5", "2", "4.5")]) == 9.5
+    assert seconds_of([{"train/loss": "1"}]) is None
