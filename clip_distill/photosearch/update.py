@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -91,6 +91,22 @@ def found_files(folders: Sequence[str], skips: Skips) -> dict[str, File]:
     return found
 
 
+def require_photos(folders: Sequence[str], there: Iterable[str], known: Iterable[str]) -> None:
+    """An empty folder may be where a disk is mounted at other times: its photos are not forgotten.
+
+    Raises:
+        NotFound: The index has photos of a folder that holds none now.
+    """
+    for folder in folders:
+        inside = os.path.join(os.path.abspath(folder), "")
+        before = sum(path.startswith(inside) for path in known)
+        if before and not any(path.startswith(inside) for path in there):
+            raise NotFound(
+                f"{folder}: expected photos, since the index has {before:,} of it, found none. Is its disk mounted? If "
+                "they are gone for good, delete the index, or leave the folder out"
+            )
+
+
 def update(
     index: Index,
     folders: Sequence[str],
@@ -114,11 +130,12 @@ def update(
         embed: What reads and embeds photos; by default this process.
 
     Raises:
-        NotFound: A folder is not there.
+        NotFound: A folder is not there, or empty where it was not.
     """
     state.running, state.began = True, time.monotonic()
     try:
         there, known = found_files(folders, state.skips), index.files()
+        require_photos(folders, there, known)
         gone = {path for path in known if path not in there}
         wanted = [file for path, file in there.items() if path not in known or known[path][0] != file]
         sizes = {known[path][0].size for path in gone if known[path][1] is not None}

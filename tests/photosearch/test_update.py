@@ -72,6 +72,18 @@ def test_a_folder_that_is_not_there_deletes_nothing(engine: Engine, photos: Path
     assert engine.index.count() == 24 and not engine.state.running
 
 
+def test_an_empty_folder_may_be_an_unmounted_disk(photos: Path, make_engine: Make, tmp_path: Path) -> None:
+    engine = make_engine(photos / "old", photos / "new")
+    engine.bring_up_to_date()
+    (photos / "new").rename(tmp_path / "aside")
+    (photos / "new").mkdir()
+    with pytest.raises(NotFound, match="the index has 16 of it, found none. Is its disk mounted"):
+        engine.bring_up_to_date()
+    assert engine.index.count() == 24
+    engine.folders = [str(photos / "old")]
+    assert renewed(engine) == (0, 0, 16), "a folder that is left out is forgotten"
+
+
 def test_several_folders_are_one_library(photos: Path, make_engine: Make) -> None:
     engine = make_engine(photos / "old", photos / "new")
     engine.bring_up_to_date()
