@@ -43,7 +43,7 @@ clean: ## Remove the environment and caches; runs, stores and quickstarts stay
 
 # Stamps are made last, so an installation that was stopped starts again, and are older than a changed pyproject.toml
 $(VENV)/installed: pyproject.toml | $(VENV)/created
-	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[train,search]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[train,search,charts]'
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/created
