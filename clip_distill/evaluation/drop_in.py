@@ -35,11 +35,13 @@ def first_answers(queries: Tensor, photos: Tensor, count: int) -> tuple[Tensor, 
 
 def same_answers(before: Tensor, after: Tensor) -> dict[str, float]:
     """Share in per cent of the first 1, 5, 10, 50 answers [Q, K] that are the same photos, whatever their order."""
-    found = {}
-    for depth in (depth for depth in DEPTHS if depth <= before.shape[1]):
-        same = before[:, :depth, None] == after[:, None, :depth]
-        found[f"first_{depth}"] = 100 * float(same.any(2).double().mean())
-    return found
+    depths = [depth for depth in DEPTHS if depth <= before.shape[1]]
+    return {f"first_{depth}": same_share(before[:, :depth], after[:, :depth]) for depth in depths}
+
+
+def same_share(before: Tensor, after: Tensor) -> float:
+    """Share in per cent of answers [Q, K] that are among the other's [Q, K]."""
+    return 100 * float((before[:, :, None] == after[:, None, :]).any(2).double().mean())
 
 
 def recalls(queries: Tensor, photos: Tensor, right: Tensor) -> dict[str, float]:

@@ -20,7 +20,7 @@ from clip_distill.corpus.captions import read_captions
 from clip_distill.corpus.layout import Sources, scan
 from clip_distill.corpus.report import Skips
 from clip_distill.evaluation.compare import Device, Teacher, closeness, embedded
-from clip_distill.evaluation.drop_in import first_answers
+from clip_distill.evaluation.drop_in import first_answers, same_share
 from clip_distill.system.errors import InvalidValue
 from clip_distill.teachers import load_teacher
 from clip_distill.tokens.prompts import whole_words
@@ -124,15 +124,15 @@ def measures(own: Tensor, theirs: Tensor, among: Tensor | None) -> dict[str, Any
     """
     near = closeness(own, theirs)
     found = {"cosine": near["mean_cosine"], "neighbours": 100 * near["neighbour_overlap"], "same": None}
-    return found | {"same": None if among is None else same_share(own, theirs, among)}
+    return found | {"same": None if among is None else same_first(own, theirs, among)}
 
 
-def same_share(own: Tensor, theirs: Tensor, among: Tensor) -> float:
+def same_first(own: Tensor, theirs: Tensor, among: Tensor) -> float:
     """Share in per cent of the first ten answers that are the same for [N, D] questions among [M, D] answers."""
     count = min(ANSWERS, len(among))
     sides = [F.normalize(side.float(), dim=1) for side in (own, theirs, among)]
     mine, right = (first_answers(side, sides[2], count)[1] for side in sides[:2])
-    return 100 * float((mine[:, :, None] == right[:, None, :]).any(2).double().mean())
+    return same_share(mine, right)
 
 
 def same_of_validation(guide: Teacher, tower: Tower, spec: TowerSpec, module: nn.Module, how: Device) -> float | None:
@@ -146,7 +146,7 @@ def same_of_validation(guide: Teacher, tower: Tower, spec: TowerSpec, module: nn
         rows = spaced(len(guide.benchmark.captions))
         inputs = [guide.benchmark.captions[row] for row in rows]
     theirs, among = (guide.image, guide.text) if tower == "image" else (guide.text, guide.image)
-    return same_share(embedded(spec, module, inputs, how), theirs[torch.tensor(rows)], among)
+    return same_first(embedded(spec, module, inputs, how), theirs[torch.tensor(rows)], among)
 
 
 def elsewhere_table(records: list[dict[str, Any]]) -> Table:

@@ -87,14 +87,14 @@ class Engine:
         """
         if self.beside is None:
             raise NotFound("expected the teacher's index, found none: clip-distill search PHOTOS --beside TEACHER")
-        numbers, theirs = self.library.numbers(), None
+        numbers, others, theirs = self.library.numbers(), self.beside.library.numbers(), None
         if like is not None:
             path = self.index.path_of(like)
-            theirs = self.beside.library.numbers().get(path or "")
+            theirs = others.get(path or "")
             if theirs is None:
                 raise NotFound(f"expected a photo of both indexes, found none with id {like}")
         found = self.beside.ask(like=theirs, **asked)
-        known = {their: numbers[path] for path, their in self.beside.library.numbers().items() if path in numbers}
+        known = {their: numbers[path] for path, their in others.items() if path in numbers}
         return [
             each | {"id": known[each["id"]], "same": [known[same] for same in each["same"] if same in known]}
             for each in found

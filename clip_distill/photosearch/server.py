@@ -6,10 +6,11 @@ import importlib.resources
 import mimetypes
 import os
 import time
+from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -41,6 +42,20 @@ Day = Annotated[int | None, Query(ge=10101, le=99991231, description="a day, suc
 Fold = Annotated[bool, Query(description="take near-duplicates as one answer")]
 By = Annotated[Literal["student", "teacher"], Query(description="whose order: the teacher's where its index is there")]
 Number = Annotated[int, Path(ge=0, le=2**62)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What both ways of searching take from the address."""
+
+    q: Words = ""
+    k: Count = 10
+    first: First = 0
+    folder: Folder = None
+    since: Day = None
+    until: Day = None
+    fold: Fold = True
+    by: By = "student"
 
 
 def make_app(engine: Engine, hosts: set[str], token: str | None = None) -> Guard:
@@ -75,10 +90,12 @@ def served(file: Traversable) -> Any:
 def add_search(app: FastAPI, engine: Engine) -> None:
     """`/api/search`."""
 
-    def answered(response: Response, by: str, **asked: Any) -> list[dict[str, Any]]:
+    def answered(response: Response, asked: Asked, **more: Any) -> list[dict[str, Any]]:
         began = time.perf_counter()
+        ask = engine.by_teacher if asked.by == "teacher" else engine.ask
+        only = Filter(asked.folder, asked.since, asked.until)
         try:
-            found = engine.by_teacher(**asked) if by == "teacher" else engine.ask(**asked)
+            found = ask(question=asked.q, count=asked.k, first=asked.first, only=only, fold=asked.fold, **more)
         except BadImage as error:
             raise HTTPException(415, f"the photo can't be read: {error.reason}") from error
         except NotFound as error:
@@ -89,34 +106,13 @@ def add_search(app: FastAPI, engine: Engine) -> None:
         return found
 
     @app.get("/api/search")
-    def search(
-        response: Response,
-        q: Words = "",
-        k: Count = 10,
-        first: First = 0,
-        like: Like = None,
-        folder: Folder = None,
-        since: Day = None,
-        until: Day = None,
-        fold: Fold = True,
-        by: By = "student",
-    ) -> list[dict[str, Any]]:
+    def search(response: Response, asked: Annotated[Asked, Depends()], like: Like = None) -> list[dict[str, Any]]:
         """The photos nearest to words, to a photo of the index, or to both, nearest first."""
-        only = Filter(folder, since, until)
-        return answered(response, by, question=q, like=like, count=k, first=first, only=only, fold=fold)
+        return answered(response, asked, like=like)
 
     @app.post("/api/search")
     async def search_by_photo(
-        request: Request,
-        response: Response,
-        q: Words = "",
-        k: Count = 10,
-        first: First = 0,
-        folder: Folder = None,
-        since: Day = None,
-        until: Day = None,
-        fold: Fold = True,
-        by: By = "student",
+        request: Request, response: Response, asked: Annotated[Asked, Depends()]
     ) -> list[dict[str, Any]]:
         """The photos nearest to a photo, which is the request's body as it is, and to words, nearest first."""
         photo = bytearray()
@@ -126,8 +122,7 @@ def add_search(app: FastAPI, engine: Engine) -> None:
                 raise HTTPException(413, f"expected a photo of at most {MOST_BYTES:,} bytes")
         if not photo:
             raise HTTPException(422, "expected a photo as the body, found nothing")
-        asked = {"question": q, "photo": bytes(photo), "count": k, "first": first, "fold": fold}
-        return await run_in_threadpool(answered, response, by, **asked, only=Filter(folder, since, until))
+        return await run_in_threadpool(answered, response, asked, photo=bytes(photo))
 
 
 def add_status(app: FastAPI, engine: Engine) -> None:

@@ -94,6 +94,12 @@ def call(verb: str, function: Callable[..., Any], examples: str, argv: Sequence[
     return function(**parser.instantiate(arguments).as_dict())
 
 
+def places_first(flag: str, argv: Sequence[str]) -> list[str]:
+    """Words of which those before all options are places: each becomes one of a list, `--flag+=PLACE`."""
+    places = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    return [*(f"--{flag}+={place}" for place in places), *argv[len(places) :]]
+
+
 def layer(keys: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """Settings above others: nested (`{"student": {"init": "teacher"}}`, which keeps the base's other keys of
     `student`), or by dotted names (`{"student.init": "teacher"}`)."""

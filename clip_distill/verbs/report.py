@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clip_distill.corpus.layout import Sources
-from clip_distill.system.arguments import Place, call, spelt
+from clip_distill.system.arguments import Place, call, places_first, spelt
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.files import read_json, write_json
 from clip_distill.system.talk import say
@@ -30,8 +29,7 @@ EXAMPLES = """\
 
 def command(argv: Sequence[str]) -> Path:
     """The verb with its runs as words: `clip-distill report RUN… [options]`."""
-    places = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    written: Path = call("report", report, EXAMPLES, [*(f"--runs+={p}" for p in places), *argv[len(places) :]])
+    written: Path = call("report", report, EXAMPLES, places_first("runs", argv))
     return written
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json as json_format
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clip_distill.system.arguments import Place, call, spelt
+from clip_distill.system.arguments import Place, call, places_first, spelt
 from clip_distill.system.errors import InvalidValue, MissingPackage
 from clip_distill.system.talk import say
 
@@ -52,8 +51,7 @@ class Answers(list[dict[str, Any]]):
 
 def command(argv: Sequence[str]) -> Any:
     """The verb with its folders as words: `clip-distill search PHOTOS… [options]`."""
-    places = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    return call("search", search, EXAMPLES, [*(f"--photos+={p}" for p in places), *argv[len(places) :]])
+    return call("search", search, EXAMPLES, places_first("photos", argv))
 
 
 def search(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import clip_distill as cd
-from clip_distill.evaluation.elsewhere import measures, same_share, spaced, warnings_of
+from clip_distill.evaluation.elsewhere import measures, same_first, spaced, warnings_of
 from clip_distill.evaluation.report import EvaluationReport
 
 
@@ -78,7 +78,7 @@ def test_same_answers_by_hand() -> None:
     theirs = torch.zeros(1, 20)
     theirs[0, :10] = torch.arange(10, 0, -1.0)
     own = theirs.roll(3, 1)  # of its first ten answers seven are the teacher's
-    assert same_share(own, theirs, among) == pytest.approx(70)
+    assert same_first(own, theirs, among) == pytest.approx(70)
     assert measures(torch.eye(4), torch.eye(4), None)["same"] is None
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,19 @@ def engine(photos: Path, make_engine: Callable[..., Engine]) -> Engine:
     made = make_engine(photos)
     made.bring_up_to_date()
     return made
+
+
+@pytest.fixture
+def port(engine: Engine) -> Iterator[int]:
+    """Of a server over `engine`, which runs in a thread."""
+    uvicorn = pytest.importorskip("uvicorn")
+    serve = pytest.importorskip("clip_distill.photosearch.serve")
+    server = pytest.importorskip("clip_distill.photosearch.server")
+    listening = serve.bound("127.0.0.1", 0)
+    app = server.make_app(engine, serve.names_of("127.0.0.1"))
+    running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    yield listening.getsockname()[1]
+    running.should_exit = True
+    thread.join()

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import resource
-import threading
 from collections.abc import Iterator
 
 import pytest
 
-from clip_distill.photosearch.engine import Engine
-
-uvicorn = pytest.importorskip("uvicorn")
-serve = pytest.importorskip("clip_distill.photosearch.serve")
-server = pytest.importorskip("clip_distill.photosearch.server")
 CLIENTS = 1000
 
 
 @pytest.fixture
-def port(engine: Engine) -> Iterator[int]:
+def many_files() -> Iterator[None]:
+    """Both ends of all connections are in this process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4 * CLIENTS)), hard))  # both ends are here
-    listening = serve.bound("127.0.0.1", 0)
-    app = server.make_app(engine, serve.names_of("127.0.0.1"))
-    running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    yield listening.getsockname()[1]
-    running.should_exit = True
-    thread.join()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4 * CLIENTS)), hard))
+    yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
@@ -45,7 +33,7 @@ async def one(port: int, number: int, together: asyncio.Barrier) -> bytes:
     return head.split(b"\r\n", 1)[0]
 
 
-def test_nobody_is_left_without_an_answer(port: int) -> None:
+def test_nobody_is_left_without_an_answer(many_files: None, port: int) -> None:
     async def all_of_them() -> list[bytes]:
         together = asyncio.Barrier(CLIENTS)
         return await asyncio.wait_for(asyncio.gather(*(one(port, n, together) for n in range(CLIENTS))), 120)

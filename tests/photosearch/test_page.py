@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,21 +14,10 @@ from clip_distill.photosearch.engine import Engine
 from clip_distill.photosearch.index import Index
 from clip_distill.photosearch.library import Filter
 
-uvicorn = pytest.importorskip("uvicorn")
-serve = pytest.importorskip("clip_distill.photosearch.serve")
-server = pytest.importorskip("clip_distill.photosearch.server")
-
 
 @pytest.fixture
-def address(engine: Engine) -> Iterator[str]:
-    listening = serve.bound("127.0.0.1", 0)
-    app = server.make_app(engine, serve.names_of("127.0.0.1"))
-    running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    running.should_exit = True
-    thread.join()
+def address(port: int) -> str:
+    return f"http://127.0.0.1:{port}/"
 
 
 @pytest.fixture
@@ -71,7 +59,7 @@ def expected(engine: Engine, **asked: Any) -> list[int]:
 
 def test_words_bring_the_right_photos_first(opened: Callable[..., Any], engine: Engine, photos: Path) -> None:
     page = opened()
-    assert "24 photos, the latest first" in page.inner_text("#said")
+    until(page, lambda: "24 photos, the latest first" in page.inner_text("#said"))  # the count comes with the status
     page.fill("#words", "a red circle")
     until(page, lambda: "by words" in page.inner_text("#said"))
     assert order(page) == expected(engine, question="a red circle")
