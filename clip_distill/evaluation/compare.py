@@ -24,6 +24,7 @@ from clip_distill.store.ensemble import open_table
 from clip_distill.store.table import StoreError, require_same, teacher_fingerprint
 from clip_distill.system.errors import InvalidValue
 from clip_distill.teachers import load_teacher
+from clip_distill.teachers.upright import PREFIX as UPRIGHT
 from clip_distill.towers.spec import TOWERS, Tower, TowerSpec, count_parameters
 
 TEACHER_KEYS = ("name", "weights_sha256", "embed_dim", "store", "parameters")
@@ -145,7 +146,8 @@ def count_described(teacher: dict[str, Any]) -> dict[str, int | None]:
     """
     counts: dict[str, int | None] = dict.fromkeys(TOWERS)
     model_cfg = teacher["model_cfg"]
-    foreign = ":" in teacher["name"] and not teacher["name"].startswith(("local-dir:", "hf-hub:"))
+    name = teacher["name"].removeprefix(UPRIGHT)
+    foreign = ":" in name and not name.startswith(("local-dir:", "hf-hub:"))
     if foreign or "ensemble" in teacher:
         return counts
     for tower in TOWERS:

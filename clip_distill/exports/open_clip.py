@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from clip_distill.exports.target import Given, Loaded
 from clip_distill.exports.vocabulary import expand_vocabulary
+from clip_distill.pixels.plain import open_clip_cfg
 from clip_distill.pixels.views import normalise
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.files import write_json
@@ -62,7 +63,7 @@ def write(folder: Path, given: Given) -> None:
     state["logit_scale"] = torch.tensor(math.log(teacher["logit_scale"]))
     if "init_logit_bias" in model_cfg:
         state["logit_bias"] = torch.tensor(float(model_cfg["init_logit_bias"]))
-    write_json(folder / HF_CONFIG_NAME, {"model_cfg": model_cfg, "preprocess_cfg": image[0].preprocess})
+    write_json(folder / HF_CONFIG_NAME, {"model_cfg": model_cfg, "preprocess_cfg": open_clip_cfg(image[0].preprocess)})
     # clones, since safetensors refuses tensors that share memory
     save_file({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, folder / HF_SAFE_WEIGHTS_NAME)
     shutil.copymode(folder / HF_CONFIG_NAME, folder / HF_SAFE_WEIGHTS_NAME)  # safetensors' own is for the owner alone
@@ -131,7 +132,9 @@ def verify(folder: Path, image: Loaded, text: Loaded) -> None:
     name = f"local-dir:{folder}"
     model, _, _ = open_clip.create_model_and_transforms(name)
     model.eval()
-    expected, found = (_plain(cfg) for cfg in (image[0].preprocess, open_clip.get_model_preprocess_cfg(model)))
+    expected, found = (
+        _plain(cfg) for cfg in (open_clip_cfg(image[0].preprocess), open_clip.get_model_preprocess_cfg(model))
+    )
     for key, value in expected.items():
         if found.get(key) != value:
             raise InvalidValue(

@@ -139,7 +139,8 @@ class Model:
 
         Args:
             images: One photo, or N: paths or URLs, Pillow's images, uint8 arrays [height, width, 3], encoded bytes.
-                As in training, EXIF orientation is left alone and transparency is dropped.
+                EXIF orientation counts only for a student whose store was made with `embed --exif true`; transparency
+                is dropped.
             batch_size: Photos per forward pass.
             normalize: To unit length.
             device: Where it runs; by default where it was loaded to.

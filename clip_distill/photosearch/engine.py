@@ -34,7 +34,6 @@ class Engine:
         model: Both towers.
         index: The photos.
         folders: Where they lie.
-        upright: Whether photos are turned as their EXIF says before they are embedded.
         score: From which on an answer to words is a good match; None where nobody calibrated it.
         embed: What reads and embeds photos; by default this process.
         beside: The teacher over the same photos, whose order can be asked for, too.
@@ -43,7 +42,6 @@ class Engine:
     model: Model
     index: Index
     folders: Sequence[str]
-    upright: bool = False
     score: float | None = None
     embed: Embedded | None = None
     beside: Engine | None = None
@@ -73,7 +71,7 @@ class Engine:
 
         try:
             encoder = self.model.encoder("image")
-            return update(self.index, self.folders, encoder, self.state, self.upright, self.stop, kept, self.embed)
+            return update(self.index, self.folders, encoder, self.state, self.stop, kept, self.embed)
         finally:
             self.library.reload()
             if self.beside is not None:
@@ -129,7 +127,7 @@ class Engine:
         photo = Photo(content)
         if photo.size[0] * photo.size[1] > MOST_PIXELS:
             raise BadImage("too large")
-        vector: Floats = self.model.encode_image(photo.upright() if self.upright else content, progress=False)
+        vector: Floats = self.model.encode_image(content, progress=False)
         return vector
 
     def ask(
@@ -202,8 +200,8 @@ def as_jpeg(content: bytes, longest: int, quality: int) -> bytes:
     """
     photo = Photo(content)
     scale = next((scale for scale in (8, 4, 2) if max(photo.size) >= scale * longest), 1)
-    image = photo.decode(scale)[0]
+    image = photo.upright().decode(scale)[0]
     image.thumbnail((longest, longest), Image.Resampling.BILINEAR)
     file = io.BytesIO()
-    photo.turned(image).save(file, "JPEG", quality=quality)
+    image.save(file, "JPEG", quality=quality)
     return file.getvalue()

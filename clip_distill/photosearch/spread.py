@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 from clip_distill.model.encoder import Encoder
 from clip_distill.photosearch.index import Facts, File, Floats
@@ -25,12 +26,12 @@ def over_ray(image: str, device: str, address: str | None) -> Embedded:
         address: Of the cluster.
     """
 
-    def spread(
-        files: Sequence[File], encoder: Encoder, upright: bool
-    ) -> Iterator[tuple[list[tuple[Facts, Floats]], list[Unread]]]:
+    def spread(files: Sequence[File], encoder: Encoder) -> Iterator[tuple[list[tuple[Facts, Floats]], list[Unread]]]:
         if not files:
             return
-        shards = [(image, device, files[start : start + SHARD], upright) for start in range(0, len(files), SHARD)]
+        shards = [
+            (image, device, files[start : start + SHARD], encoder.preprocess) for start in range(0, len(files), SHARD)
+        ]
         with cluster(address):
             yield from each_as_ended(embed_shard, shards)
 
@@ -38,12 +39,14 @@ def over_ray(image: str, device: str, address: str | None) -> Embedded:
 
 
 def embed_shard(
-    image: str, device: str, files: Sequence[File], upright: bool
+    image: str, device: str, files: Sequence[File], preprocess: dict[str, Any]
 ) -> tuple[list[tuple[Facts, Floats]], list[Unread]]:
     """One task: facts and vectors [D] of some photos, and what can't be read."""
     good: list[tuple[Facts, Floats]] = []
     bad: list[Unread] = []
-    for some, others in embedded(files, loaded(image, device), upright):
+    encoder = loaded(image, device)
+    encoder.preprocess = preprocess
+    for some, others in embedded(files, encoder):
         good += some
         bad += others
     return good, bad

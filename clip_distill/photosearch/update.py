@@ -22,7 +22,7 @@ from clip_distill.corpus.report import Skips
 from clip_distill.model.encoder import Encoder, Pixels
 from clip_distill.model.model import unit
 from clip_distill.photosearch.index import Facts, File, Floats, Index
-from clip_distill.pixels.photos import BadImage, Photo, digest_of, read_bytes_of
+from clip_distill.pixels.photos import SIDEWAYS, BadImage, Photo, digest_of, read_bytes_of
 from clip_distill.pixels.plain import Resized, plain_view, to_array
 from clip_distill.system.cores import cores
 from clip_distill.system.errors import NotFound
@@ -31,7 +31,6 @@ from clip_distill.system.talk import progress
 
 BATCH = 16  # photos of a forward pass
 KEEP = 256  # photos of a transaction
-SIDEWAYS = frozenset([5, 6, 7, 8])  # EXIF orientations that swap width and height
 
 
 @dataclass
@@ -112,7 +111,6 @@ def update(
     folders: Sequence[str],
     encoder: Encoder,
     state: Progress,
-    upright: bool = False,
     stop: threading.Event | None = None,
     kept: Callable[[], None] = lambda: None,
     embed: Embedded | None = None,
@@ -124,7 +122,6 @@ def update(
         folders: Where the photos lie.
         encoder: The image tower.
         state: Kept up to date meanwhile.
-        upright: Turn photos as their EXIF orientation says, before they are embedded.
         stop: Ends it after the current batch, once set.
         kept: Called after each transaction.
         embed: What reads and embeds photos; by default this process.
@@ -150,7 +147,7 @@ def update(
         state.removed = len(gone)
         kept()
         with progress(total=len(wanted), desc="indexing", unit=" photos") as bar:
-            for good, bad in (embed or embedded)(wanted, encoder, upright):
+            for good, bad in (embed or embedded)(wanted, encoder):
                 index.add(good, [(each.file, each.reason) for each in bad])
                 state.done += len(good) + len(bad)
                 state.added += len(good)
@@ -183,14 +180,14 @@ class Unread:
     reason: str
 
 
-def read(file: File, view: Resized, upright: bool) -> tuple[Facts, Pixels] | Unread:
+def read(file: File, view: Resized) -> tuple[Facts, Pixels] | Unread:
     """A photo's facts and pixels [S, S, 3], or why it can't be read."""
     try:
         content = read_bytes_of(file.path)
         photo = Photo(content)
         exif = photo.exif()
         turned = exif.get(ExifTags.Base.Orientation, 1)
-        pixels = to_array(view(photo.upright() if upright and turned != 1 else photo))
+        pixels = to_array(view(photo))
     except BadImage as error:
         return Unread(file, error.reason)
     width, height = photo.size[::-1] if turned in SIDEWAYS else photo.size
@@ -212,18 +209,16 @@ def day_of(exif: Image.Exif, file: File) -> int:
     return taken.year * 10000 + taken.month * 100 + taken.day
 
 
-Embedded = Callable[[Sequence[File], Encoder, bool], Iterator[tuple[list[tuple[Facts, Floats]], list[Unread]]]]
+Embedded = Callable[[Sequence[File], Encoder], Iterator[tuple[list[tuple[Facts, Floats]], list[Unread]]]]
 
 
-def embedded(
-    files: Sequence[File], encoder: Encoder, upright: bool
-) -> Iterator[tuple[list[tuple[Facts, Floats]], list[Unread]]]:
+def embedded(files: Sequence[File], encoder: Encoder) -> Iterator[tuple[list[tuple[Facts, Floats]], list[Unread]]]:
     """Batches of facts with vectors [D], and of what can't be read; decoding runs ahead in threads."""
     view, waiting = plain_view(encoder.preprocess), iter(files)
     with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes outside of Python's lock
 
         def ahead(count: int) -> Iterator[Future[tuple[Facts, Pixels] | Unread]]:
-            return (pool.submit(read, file, view, upright) for file in itertools.islice(waiting, count))
+            return (pool.submit(read, file, view) for file in itertools.islice(waiting, count))
 
         queue = deque(ahead(4 * BATCH))
         good: list[tuple[Facts, Floats]] = []

@@ -46,6 +46,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = frozenset([5, 6, 7, 8])  # those that swap width and height
 
 
 class BadImage(InvalidValue):
@@ -144,19 +145,11 @@ class Photo:
             return (self._opened or self._open()).getexif()
         return Image.Exif()
 
-    def upright(self) -> Image.Image:
-        """Its pixels, turned as its EXIF orientation says.
-
-        Raises:
-            BadImage: "truncated", "damaged" or "too large".
-        """
-        return self.turned(self.decode()[0])
-
-    def turned(self, image: Image.Image) -> Image.Image:
-        """Pixels of this photo, of any scale, turned as its EXIF orientation says."""
+    def upright(self) -> Photo:
+        """This photo as its EXIF orientation says that it is to be seen."""
         # of a TIFF Pillow itself turns the pixels, and of a HEIC photo its decoder
         orientation = None if self.format in ("TIFF", "HEIF") else self.exif().get(ExifTags.Base.Orientation)
-        return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+        return Upright(self, orientation) if orientation in TURNS else self
 
     def _open(self) -> ImageFile:
         with _reasons():
@@ -172,6 +165,30 @@ class Photo:
                 image.load()
                 return image, reached  # saves a copy of the pixels
             return image.convert("RGB"), reached
+
+
+class Upright(Photo):
+    """A photo whose pixels are turned once they are decoded, at any scale.
+
+    Args:
+        photo: As it lies in its file.
+        orientation: Its EXIF orientation, 2 to 8.
+    """
+
+    def __init__(self, photo: Photo, orientation: int) -> None:
+        self._lying, self._turn = photo, TURNS[orientation]
+        self.size = photo.size[::-1] if orientation in SIDEWAYS else photo.size
+        self.format = photo.format
+
+    def decode(self, scale: int = 1) -> tuple[Image.Image, int]:
+        image, reached = self._lying.decode(scale)
+        return image.transpose(self._turn), reached
+
+    def exif(self) -> Image.Exif:
+        return self._lying.exif()
+
+    def upright(self) -> Photo:
+        return self
 
 
 def decode(content: bytes) -> Image.Image:

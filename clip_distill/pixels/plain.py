@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from clip_distill.pixels.photos import Photo
 from clip_distill.system.errors import InvalidValue
 
 Transform = Callable[[Image.Image], Image.Image]
+EXIF = "exif"  # in a `preprocess_cfg`, beside open_clip's keys: whether photos are turned as their EXIF says
 SCALES = (8, 4, 2)  # at which libjpeg decodes
 SPARE = 2  # a part that is decoded small has at least twice the pixels of what it is brought to, in width and height
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -43,22 +44,36 @@ class Resized:
         choose: (width, height) of the photo → the part.
         interpolation: bicubic or bilinear.
         steps: What follows, of the size that the part was brought to.
+        turns: Whether photos are turned first, as their EXIF orientation says.
     """
 
-    def __init__(self, choose: Callable[[int, int], Region], interpolation: str, *steps: Transform) -> None:
-        self.choose, self.interpolation, self.steps = choose, interpolation, steps
+    def __init__(
+        self, choose: Callable[[int, int], Region], interpolation: str, *steps: Transform, turns: bool = False
+    ) -> None:
+        self.choose, self.interpolation, self.steps, self.turns = choose, interpolation, steps, turns
 
     def then(self, *steps: Transform) -> Resized:
         """This transform, and more steps after it."""
-        return Resized(self.choose, self.interpolation, *self.steps, *steps)
+        return Resized(self.choose, self.interpolation, *self.steps, *steps, turns=self.turns)
 
     def __call__(self, photo: Photo | Image.Image) -> Image.Image:
+        photo = upright(photo) if self.turns else photo
         region = self.choose(*photo.size)
         image, scale = photo.decode(scale_for(region)) if isinstance(photo, Photo) else (photo, 1)
         image = resize(image, region, scale, FILTERS[self.interpolation])
         for step in self.steps:
             image = step(image)
         return image
+
+
+def upright(photo: Photo | Image.Image) -> Photo | Image.Image:
+    """A photo, turned as its EXIF orientation says; an image without EXIF stays as it is."""
+    return photo.upright() if isinstance(photo, Photo) else ImageOps.exif_transpose(photo)
+
+
+def open_clip_cfg(preprocess: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a tower's preprocessing the keys that open_clip knows."""
+    return {key: value for key, value in preprocess.items() if key != EXIF}
 
 
 def scale_for(region: Region) -> int:
@@ -82,7 +97,7 @@ def plain_view(preprocess: Mapping[str, Any]) -> Resized:
     """The geometry of open_clip's preprocessing (`open_clip.transform.image_transform`): resize, then crop or pad.
 
     Args:
-        preprocess: open_clip's `preprocess_cfg`.
+        preprocess: open_clip's `preprocess_cfg`; `exif` in it turns photos first.
 
     Raises:
         InvalidValue: It has another resize mode than open_clip's three.
@@ -117,7 +132,8 @@ def plain_view(preprocess: Mapping[str, Any]) -> Resized:
 
     # open_clip leaves a photo that is no square at bicubic
     bicubic = mode == "shortest" and height != width
-    return Resized(choose, "bicubic" if bicubic else interpolation, crop_or_pad)
+    turns = bool(preprocess.get(EXIF, False))
+    return Resized(choose, "bicubic" if bicubic else interpolation, crop_or_pad, turns=turns)
 
 
 def to_array(image: Image.Image) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from clip_distill.pixels.photos import Photo
-from clip_distill.pixels.plain import Region, Resized, Transform, plain_view, to_array
+from clip_distill.pixels.plain import Region, Resized, Transform, open_clip_cfg, plain_view, to_array, upright
 from clip_distill.system.registry import resolve
 
 Augmentation = Callable[[Resized, int, InterpolationMode], Transform]
@@ -79,10 +79,10 @@ class Views:
     """
 
     def __init__(self, preprocess: dict[str, Any], augment: str = "none", seed: int = 0) -> None:
-        cfg = PreprocessCfg(**preprocess)
+        cfg = PreprocessCfg(**open_clip_cfg(preprocess))
         size: tuple[int, int] = (cfg.size, cfg.size) if isinstance(cfg.size, int) else tuple(cfg.size)
         self.height, self.width = size
-        self.plain = plain_view(asdict(cfg))
+        self.plain = plain_view({**preprocess, **asdict(cfg)})
         make: Augmentation = resolve("augmentation", AUGMENTATIONS, augment)
         self.augmented = make(self.plain, self.height, InterpolationMode(self.plain.interpolation))
         self.preprocess, self.augment, self.seed = preprocess, augment, seed
@@ -104,6 +104,7 @@ class Views:
         Raises:
             BadImage: The photo can't be decoded.
         """
+        photo = upright(photo) if self.plain.turns else photo
         if view == 0:
             return _pixels(self.plain(photo))
         state = torch.get_rng_state()

@@ -15,6 +15,7 @@ TEACHERS = {
     "open_clip": "clip_distill.teachers.open_clip:load",
     "transformers": "clip_distill.teachers.transformers:load",
     "reduced": "clip_distill.teachers.reduced:load",
+    "upright": "clip_distill.teachers.upright:load",
 }
 
 
@@ -24,8 +25,8 @@ def load_teacher(name: str, tower: Tower) -> tuple[TowerSpec, nn.Module]:
     Args:
         name: `ViT-B-32/openai` (an open_clip model and its weights), `ViT-B/32` (OpenAI's own spelling),
             `local-dir:PATH` or `hf-hub:ORG/REPO` (open_clip folders), `transformers:PATH_OR_NAME` (Hugging Face CLIP
-            or SigLIP), `reduced:STORE` (what `store reduce` wrote), or `module:Attr` of your own
-            `(name, tower) -> (TowerSpec, nn.Module)`.
+            or SigLIP), `reduced:STORE` (what `store reduce` wrote), `upright:NAME` (any of them, photos turned first),
+            or `module:Attr` of your own `(name, tower) -> (TowerSpec, nn.Module)`.
         tower: "image" or "text".
 
     Returns:
@@ -33,7 +34,7 @@ def load_teacher(name: str, tower: Tower) -> tuple[TowerSpec, nn.Module]:
         `preprocess`, `tokenizer`), and the module: images [B, 3, S, S] or tokens [B, L] → embeddings [B, D].
     """
     prefix = name.split(":", 1)[0]
-    if prefix in ("transformers", "reduced"):
+    if prefix in ("transformers", "reduced", "upright"):
         kind = prefix
     elif ":" not in name or prefix in ("local-dir", "hf-hub"):
         kind = "open_clip"

@@ -43,7 +43,8 @@ class TowerSpec:
         cfg: open_clip's `vision_cfg` or `text_cfg` (with `embedding_rank`, of a text tower with a thin table); keyword
             arguments of `builder` where there is one (`causal: true` among them lets a text tower's padding be cut).
         quick_gelu: OpenAI's approximate GELU. open_clip has one switch for both towers: a student takes its teacher's.
-        preprocess: open_clip's `preprocess_cfg` (size, mean, std, interpolation, …) of an image tower.
+        preprocess: open_clip's `preprocess_cfg` (size, mean, std, interpolation, …) of an image tower, and `exif: true`
+            where photos are turned first.
         tokenizer: What turns captions into a text tower's tokens; see `clip_distill.tokens.encode.TokenizerSpec`.
         builder: `module:Attr` of a function `(embed_dim, **cfg) -> nn.Module`, for towers that are not open_clip's.
         teacher: Name, `weights_sha256` and configs of the teacher whose embedding space this is; empty for none.

@@ -60,6 +60,7 @@ def embed(
     views: int = 1,
     augment: str = "none",
     seed: int = 0,
+    exif: bool = False,
     batch_size: int = 64,
     workers: int = 1,
     device: str = "auto",
@@ -83,6 +84,8 @@ def embed(
         views: Views per training image: one plain, the others augmented. A larger number adds views to a store.
         augment: How views 1 and up are made: crop_flip, crop_flip_color, randaugment, original, or module:Attr.
         seed: Of the augmented views.
+        exif: Turn photos as their EXIF orientation says, as upright:TEACHER does; by default they are left as the
+            teacher's own pipeline leaves them. Students of such a store turn photos, too.
         batch_size: Views or captions per forward pass.
         workers: Processes that decode images.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -103,6 +106,7 @@ def embed(
         >>> cd.embed(data=DATA, teacher=TEACHER, store=STORE, tower="text", split="val")
     """
     options = locals()
+    _require_views(views, augment)
     if engine == "ray":
         return _over_ray(options | {"engine": "local", "address": None}, address)
     import pyarrow as pa
@@ -112,21 +116,18 @@ def embed(
     from clip_distill.store.embed import Runner
     from clip_distill.store.table import Manifest, table_folder
     from clip_distill.teachers import load_teacher
+    from clip_distill.teachers.upright import PREFIX
     from clip_distill.tokens.prompts import vocabulary_prompts
     from clip_distill.tokens.spec import TokenizerSpec
     from clip_distill.towers.spec import pick_device
 
-    if views < 1 or (views > 1 and augment == "none"):
-        raise InvalidValue(
-            f"expected views ≥ 1, and an augmentation where views > 1; found views={views}, augment={augment!r}"
-        )
+    name = PREFIX + plain(teacher) if exif else plain(teacher)
     corpus = scan(spelt(data), sources)
-    given = prompts == "none" or data is not None or sources != Sources()
-    found = _tables(corpus, tower, split) if given else []
-    if prompts != "none":
-        found.append(("text", "prompts"))
+    alone = prompts != "none" and data is None and sources == Sources()
+    found = [] if alone else _tables(corpus, tower, split)
+    found += [("text", "prompts")] if prompts != "none" else []
     for each in dict.fromkeys(tower for tower, _ in found):
-        spec, module = load_teacher(plain(teacher), each)
+        spec, module = load_teacher(name, each)
         runner = Runner(spec, module, pick_device(device), precision, batch_size, workers)
         for part in (part for tower, part in found if tower == each):
             augmented = part == "train" and each == "image" and views > 1
@@ -139,6 +140,13 @@ def embed(
             with _memory_explained(runner):
                 _embed_table(table_folder(os.fspath(store), each, part), made_by, items, runner, shard_rows)
         del spec, module, runner  # before the next tower is loaded
+
+
+def _require_views(views: int, augment: str) -> None:
+    if views < 1 or (views > 1 and augment == "none"):
+        raise InvalidValue(
+            f"expected views ≥ 1, and an augmentation where views > 1; found views={views}, augment={augment!r}"
+        )
 
 
 def _tables(

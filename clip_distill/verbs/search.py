@@ -67,7 +67,7 @@ def search(
     top: int = 10,
     json: bool = False,
     quantize: Literal["float16", "int8"] = "float16",
-    exif: bool = False,
+    exif: bool | None = None,
     host: str = "127.0.0.1",
     port: int | None = None,
     token: str | None = None,
@@ -95,8 +95,8 @@ def search(
         top: Answers to print.
         json: Print them as JSON.
         quantize: Numbers of a vector on disk: float16, or int8, which takes half.
-        exif: Turn photos as their EXIF orientation says before they are embedded; by default they are left as the
-            teacher's pipeline leaves them. Pages show them upright in any case.
+        exif: Turn photos as their EXIF orientation says before they are embedded; by default as the student was
+            trained (embed --exif). Pages show them upright in any case.
         host: Where to listen. Elsewhere than on loopback, every request must bring a token.
         port: By default 8321, or any that is free.
         token: The token; by default one is made where it is needed.
@@ -148,7 +148,7 @@ def make_engine(
     teacher: str | None,
     index: str | None,
     quantize: Literal["float16", "int8"],
-    upright: bool,
+    exif: bool | None,
     device: str,
     ray: tuple[str | None] | None = None,
 ) -> Engine:
@@ -160,7 +160,7 @@ def make_engine(
         teacher: Its name.
         index: Folder.
         quantize: Numbers of a vector on disk.
-        upright: Turn photos before they are embedded.
+        exif: Whether photos are turned before they are embedded; None leaves it to the student.
         device: Where the model runs.
         ray: The address of the cluster whose workers embed; None embeds here.
     """
@@ -169,9 +169,14 @@ def make_engine(
     from clip_distill.photosearch.engine import Engine
     from clip_distill.photosearch.index import Index
     from clip_distill.photosearch.models import both_towers, identity, score_of
+    from clip_distill.pixels.plain import EXIF
     from clip_distill.system.remote import cache_folder
 
     model, places = both_towers(names, teacher, device)
+    encoder = model.encoder("image")
+    if exif is not None:
+        encoder.preprocess = encoder.preprocess | {EXIF: exif}
+    upright = bool(encoder.preprocess.get(EXIF, False))
     folders = sorted({os.path.abspath(folder) for folder in folders})
     made_by = {"student": identity(model, places["image"]), "dim": model.embed_dim, "upright": upright}
     if index is None:
@@ -179,7 +184,7 @@ def make_engine(
 
         key = json_format.dumps([folders, made_by, quantize], sort_keys=True)
         index = str(Path(cache_folder()) / "search" / hashlib.sha256(key.encode()).hexdigest()[:16])
-    made = Engine(model, Index(Path(index), made_by, quantize), folders, upright, score_of(places["text"]))
+    made = Engine(model, Index(Path(index), made_by, quantize), folders, score_of(places["text"]))
     if ray is not None:
         from clip_distill.photosearch.spread import over_ray
 

@@ -102,7 +102,9 @@ def test_stopped_it_goes_on_where_it_was(photos: Path, make_engine: Make, monkey
     assert renewed(engine) == (20, 0, 0)
 
 
-def test_orientation_is_left_alone_unless_asked_for(photos: Path, make_engine: Make, tmp_path: Path) -> None:
+def test_orientation_is_left_alone_unless_asked_for(
+    photos: Path, make_engine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sideways = photos / "sideways.jpg"
     picture = Image.new("RGB", (60, 40), "white")
     picture.paste("black", (0, 0, 20, 40))
@@ -117,10 +119,12 @@ def test_orientation_is_left_alone_unless_asked_for(photos: Path, make_engine: M
     assert contents.sizes[row].tolist() == [40, 60] and contents.taken[row] == 20200517  # as it is shown
     as_it_lies, turned = engine.model.encode_image([picture, picture.rotate(-90, expand=True)])
     assert contents.matrix[row] @ as_it_lies > 0.99
-    state = update(engine.index, engine.folders, engine.model.encoder("image"), Progress(), upright=True)
+    encoder = engine.model.encoder("image")
+    monkeypatch.setattr(encoder, "preprocess", encoder.preprocess | {"exif": True})
+    state = update(engine.index, engine.folders, encoder, Progress())
     assert state.total == 0, "what is there is not read again"
     os.utime(sideways)
-    update(engine.index, engine.folders, engine.model.encoder("image"), Progress(), upright=True)
+    update(engine.index, engine.folders, encoder, Progress())
     again = engine.index.contents()
     assert again.matrix[row] @ turned > 0.99 and again.matrix[row] @ turned > again.matrix[row] @ as_it_lies
 

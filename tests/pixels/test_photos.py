@@ -10,9 +10,9 @@ import fsspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
-from clip_distill.pixels.photos import BadImage, read_image
+from clip_distill.pixels.photos import BadImage, Photo, read_image
 
 RED = (255, 0, 0)
 
@@ -50,6 +50,20 @@ def test_a_heic_photo_stands_upright(tmp_path: Path) -> None:
     plain, turned = (np.asarray(read_image(str(tmp_path / name))) for name in ("a.heic", "turned.heic"))
     assert plain.shape == (32, 48, 3) and np.abs(plain.astype(int) - halves).mean() < 8
     assert turned.shape == (48, 32, 3) and turned[:20, :, 0].mean() > 200 > 60 > turned[28:, :, 0].mean()
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_upright_is_what_pillow_makes_of_it(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    noise((640, 480)).save(file, "JPEG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(file))
+    photo = Photo(file.getvalue()).upright()
+    assert photo.size == expected.size and np.array_equal(np.asarray(photo.decode()[0]), np.asarray(expected))
+    small, scale = photo.decode(4)
+    assert scale == 4 and small.size == tuple(side // 4 for side in expected.size)
+    assert photo.upright() is photo
 
 
 def test_a_jpeg_has_the_pixels_that_open_clip_sees(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clip_distill.exports.target import Given, ImageFile, Target, TextFile
 from clip_distill.exports.tokenizer_files import FILES, cleaning, write_tokenizer
+from clip_distill.pixels.plain import open_clip_cfg
 from clip_distill.system.files import write_json
 
 
@@ -17,7 +18,7 @@ def write_beside(folder: Path, given: Given) -> None:
     config = {"embed_dim": IMMICH.width(text.embed_dim), "vision_cfg": {"image_size": image.preprocess["size"]}}
     write_json(folder / "config.json", config | {"text_cfg": text_cfg})
     write_tokenizer(folder / "textual", text)
-    write_json(folder / "visual/preprocess_cfg.json", image.preprocess)
+    write_json(folder / "visual/preprocess_cfg.json", open_clip_cfg(image.preprocess))
 
 
 IMMICH = Target(
