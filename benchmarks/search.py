@@ -7,7 +7,9 @@
 Indexing: photos a second of a new index; of decoding alone, in the same threads; of the student alone, on the pixels
 decoded before; and what the two allow together, 1 / (1 / decoding + 1 / student), since both fill all cores. rclip
 indexes the same folder with each data folder given (`clip-distill export --to rclip` writes one). Questions: made-up
-vectors of unit length; from text to paths, the student's text tower included; median of 30. All numbers: OUT.json.
+vectors of unit length; from text to paths, the student's text tower included; median of 30. `--dims 128 64` compares
+indexes of fewer numbers with the whole: the share of the first ten answers to 80 questions that stays. All numbers:
+OUT.json.
 """
 
 from __future__ import annotations
@@ -34,14 +36,26 @@ import clip_distill as cd
 from clip_distill.corpus.report import Skips
 from clip_distill.photosearch.engine import Engine
 from clip_distill.photosearch.index import Facts, File, Index
+from clip_distill.photosearch.narrow import narrowed
 from clip_distill.photosearch.update import BATCH, Progress, found_files, read, update
 from clip_distill.pixels.plain import plain_view
 from clip_distill.system.cores import cores
 from clip_distill.system.files import write_json
 
-QUESTIONS = [
-    f"{a} {b}" for a, b in itertools.product(("two dogs", "a red car", "people"), ("on a beach", "in the snow"))
-]
+THINGS = (
+    "two dogs",
+    "a red car",
+    "people",
+    "a child",
+    "a man",
+    "a horse",
+    "a bicycle",
+    "a football",
+    "a boat",
+    "girls",
+)
+PLACES = ("on a beach", "in the snow", "on grass", "in a street", "at night", "near water", "jumping", "from above")
+QUESTIONS = [f"{thing} {place}" for thing, place in itertools.product(THINGS, PLACES)]
 
 
 def indexing(photos: str, model: Any, folder: Path) -> dict[str, float]:
@@ -53,11 +67,11 @@ def indexing(photos: str, model: Any, folder: Path) -> dict[str, float]:
         Path(file.path).read_bytes()
     began = time.perf_counter()
     with ThreadPoolExecutor(cores()) as pool:
-        waiting = deque(pool.submit(read, file, view, False) for file in files[:512])
+        waiting = deque(pool.submit(read, file, view) for file in files[:512])
         rest, pixels = iter(files[512:]), []
         while waiting:
             found = waiting.popleft().result()
-            waiting.extend(pool.submit(read, file, view, False) for file in itertools.islice(rest, 1))
+            waiting.extend(pool.submit(read, file, view) for file in itertools.islice(rest, 1))
             if isinstance(found, tuple) and len(pixels) < 512:
                 pixels.append(found[1])
     decoding = len(files) / (time.perf_counter() - began)
@@ -73,6 +87,22 @@ def indexing(photos: str, model: Any, folder: Path) -> dict[str, float]:
     floor = 1 / (1 / decoding + 1 / student)
     return {"photos": len(files), "decoding": decoding, "student": student, "floor": floor, "indexed": ours} | {
         "of_floor": ours / floor
+    }
+
+
+def narrower(photos: str, model: Any, folder: Path, dims: list[int]) -> dict[int, float]:
+    """Of the first ten answers to each question, the share that an index of fewer numbers gives, too."""
+    answers: dict[int, list[set[str]]] = {}
+    for dim in (model.embed_dim, *dims):
+        index = Index(folder / str(dim), {"student": "benchmark", "dim": dim})
+        asked = model if dim == model.embed_dim else narrowed(model, index, [photos])
+        engine = Engine(asked, index, [photos])
+        engine.bring_up_to_date()
+        answers[dim] = [{each["path"] for each in engine.ask(words, fold=False)} for words in QUESTIONS]
+    whole = answers[model.embed_dim]
+    return {
+        dim: statistics.mean(len(some & all_) / 10 for some, all_ in zip(answers[dim], whole, strict=True))
+        for dim in dims
     }
 
 
@@ -141,6 +171,7 @@ def main() -> None:
     parser.add_argument("--student", required=True, help="a folder that `clip-distill export --to onnx` wrote")
     parser.add_argument("--rclip", help="rclip's program, in an environment of its own")
     parser.add_argument("--rclip_data", nargs="+", default=[], help="name=FOLDER, what RCLIP_DATADIR is")
+    parser.add_argument("--dims", nargs="*", type=int, default=[], help="narrower indexes of the photos, compared")
     parser.add_argument("--sizes", nargs="*", type=int, default=[100_000, 1_000_000])
     parser.add_argument("--out", default="results/search", help="files' name, without its ending")
     given = parser.parse_args()
@@ -149,6 +180,8 @@ def main() -> None:
         if given.photos:
             results["indexing"] = indexing(given.photos, model, Path(folder) / "photos")
             print({key: round(value, 3) for key, value in results["indexing"].items()}, flush=True)
+            results["narrower"] = narrower(given.photos, model, Path(folder) / "narrow", given.dims)
+            print(results["narrower"], flush=True)
             for name, data in (each.split("=", 1) for each in given.rclip_data):
                 rate = rclip(given.rclip, data, given.photos)
                 results[f"rclip {name}"] = {"indexed": rate, "ours": results["indexing"]["indexed"] / rate}

@@ -61,8 +61,8 @@ def reduce(
     Raises:
         Error: There is nothing to fit a map on, `dim` is not below the store's width, or `out` holds another store.
     """
-    from clip_distill.store.reduce import directions, map_to, one_teacher, tables_of, write_reduced
-    from clip_distill.towers.reduction import Reduction
+    from clip_distill.store.reduce import directions, one_teacher, tables_of, write_reduced
+    from clip_distill.towers.reduction import Reduction, map_to
 
     if (dim is None) != (out is None):
         raise InvalidValue(f"expected --dim and --out, or neither, found --dim {dim} and --out {out}")
@@ -139,7 +139,8 @@ def _kept(measured: Measured, found: NDArray[np.float64], widths: list[int], see
     import torch
 
     from clip_distill.evaluation.recall import neighbour_overlap, retrieval_metrics
-    from clip_distill.store.reduce import int8, map_to, one_bit, unit
+    from clip_distill.store.reduce import int8, one_bit, unit
+    from clip_distill.towers.reduction import map_to
 
     kinds = {"float32": np.asarray, "int8": int8, "1 bit": one_bit}
     report = []

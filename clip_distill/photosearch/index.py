@@ -150,6 +150,17 @@ class Index:
             database.executemany("DELETE FROM photos WHERE path = ?", [(row[0],) for row in bad])
             database.executemany("INSERT OR REPLACE INTO unread VALUES (?,?,?,?)", bad)
 
+    def map(self) -> Floats | None:
+        """[D', D] from the model's numbers to fewer, where the index has one."""
+        with self._connect() as database:
+            row = database.execute("SELECT value FROM facts WHERE key = 'map'").fetchone()
+        return np.frombuffer(row[0], np.float32).reshape(-1, self.dim) if row else None
+
+    def keep_map(self, map: Floats) -> None:
+        """Keep such a map."""
+        with self._connect() as database:
+            database.execute("INSERT INTO facts VALUES ('map', ?)", (map.astype(np.float32).tobytes(),))
+
     def move(self, moves: Iterable[tuple[str, File]]) -> None:
         """Give photos other paths: (old path, new file) pairs."""
         with self._connect() as database:

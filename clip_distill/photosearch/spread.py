@@ -9,8 +9,12 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from clip_distill.model.encoder import Encoder
+from clip_distill.model.model import unit
 from clip_distill.photosearch.index import Facts, File, Floats
+from clip_distill.photosearch.narrow import Narrow
 from clip_distill.photosearch.update import Embedded, Unread, embedded
 from clip_distill.system.ray_tasks import cluster, each_as_ended
 
@@ -33,7 +37,11 @@ def over_ray(image: str, device: str, address: str | None) -> Embedded:
             (image, device, files[start : start + SHARD], encoder.preprocess) for start in range(0, len(files), SHARD)
         ]
         with cluster(address):
-            yield from each_as_ended(embed_shard, shards)
+            for good, bad in each_as_ended(embed_shard, shards):
+                if isinstance(encoder, Narrow) and good:  # workers know the model alone
+                    narrow = unit(encoder.reduced(np.stack([vector for _, vector in good])))
+                    good = [(facts, vector) for (facts, _), vector in zip(good, narrow, strict=True)]
+                yield good, bad
 
     return spread
 

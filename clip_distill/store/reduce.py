@@ -25,10 +25,9 @@ from clip_distill.store.build import EmbedParts, Part, build_table
 from clip_distill.store.ensemble import open_table
 from clip_distill.store.table import Manifest, Store, StoreError, require_same, table_folder, teacher_fingerprint
 from clip_distill.store.write import Photo, Shard
-from clip_distill.system.errors import InvalidValue
 from clip_distill.system.files import write_bytes
 from clip_distill.system.talk import progress
-from clip_distill.towers.reduction import MAP_FILE, Reduction, read_reduction
+from clip_distill.towers.reduction import MAP_FILE, Reduction, principal, read_reduction
 from clip_distill.towers.spec import TOWERS
 
 ROWS = 16_384  # B
@@ -84,21 +83,7 @@ def directions(tables: Sequence[Store]) -> NDArray[np.float64]:
                 mean += rows.sum(axis=0)
                 bar.update(len(rows))
             spread += moments / len(table) - np.outer(mean, mean) / len(table) ** 2
-    _, vectors = np.linalg.eigh(spread)
-    return np.ascontiguousarray(vectors[:, ::-1])
-
-
-def map_to(dim: int, directions: NDArray[np.float64], seed: int = 0) -> Floats:
-    """[D, K] float32: the first K = `dim` directions, turned at random within their space.
-
-    Raises:
-        InvalidValue: K is not from 1 up to D.
-    """
-    width = len(directions)
-    if not 1 <= dim <= width:
-        raise InvalidValue(f"--dim: expected 1 up to the teacher's width {width}, found {dim}")
-    turn, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, dim)))
-    return (directions[:, :dim] @ turn).astype(np.float32)
+    return principal(spread)
 
 
 def write_reduced(out: Path, tables: dict[tuple[str, str], Store], reduction: Reduction, shard_rows: int) -> None:

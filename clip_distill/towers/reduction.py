@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
-from clip_distill.system.errors import NotFound
+from clip_distill.system.errors import InvalidValue, NotFound
 
 MAP_FILE = "reduce.safetensors"
 PREFIX = "reduced:"
@@ -69,3 +69,22 @@ def read_reduction(store: Path | str) -> Reduction:
         )
     with safetensors.safe_open(str(path), "numpy") as file:
         return Reduction(file.get_tensor("map"), **file.metadata())
+
+
+def principal(spread: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """All D principal directions of embeddings whose covariance [D, D] is `spread`: [D, D], the greatest first."""
+    _, vectors = np.linalg.eigh(spread)
+    return np.ascontiguousarray(vectors[:, ::-1].astype(np.float64))
+
+
+def map_to(dim: int, directions: NDArray[np.float64], seed: int = 0) -> NDArray[np.float32]:
+    """[D, K] float32: the first K = `dim` directions, turned at random within their space.
+
+    Raises:
+        InvalidValue: K is not from 1 up to D.
+    """
+    width = len(directions)
+    if not 1 <= dim <= width:
+        raise InvalidValue(f"--dim: expected 1 up to the teacher's width {width}, found {dim}")
+    turn, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, dim)))
+    return (directions[:, :dim] @ turn).astype(np.float32)

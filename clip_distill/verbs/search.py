@@ -66,6 +66,7 @@ def search(
     query: str | None = None,
     top: int = 10,
     json: bool = False,
+    dim: int | None = None,
     quantize: Literal["float16", "int8"] = "float16",
     exif: bool | None = None,
     host: str = "127.0.0.1",
@@ -94,6 +95,8 @@ def search(
         query: Ask this, print the answers, and end: words with weights and signs, "2:dog -cat".
         top: Answers to print.
         json: Print them as JSON.
+        dim: Numbers of a vector, fewer than the student's: less memory, disk and time for a little accuracy. Which
+            ones, the index learns from up to 2,048 of the photos at its first start.
         quantize: Numbers of a vector on disk: float16, or int8, which takes half.
         exif: Turn photos as their EXIF orientation says before they are embedded; by default as the student was
             trained (embed --exif). Pages show them upright in any case.
@@ -121,11 +124,11 @@ def search(
         raise InvalidValue("expected at least one folder: clip-distill search PHOTOS --student DIR")
     names = {"student": spelt(student), "image": spelt(image_student), "text": spelt(text_student)}
     ray = (address,) if engine == "ray" else None
-    made = make_engine(folders, names, teacher, spelt(index), quantize, exif, device, ray)
+    made = make_engine(folders, names, teacher, spelt(index), dim, quantize, exif, device, ray)
     if beside is not None:
         other = dict.fromkeys(names)
         place = None if index is None else f"{spelt(index)}-beside"
-        made.beside = make_engine(folders, other, beside, place, quantize, exif, device)
+        made.beside = make_engine(folders, other, beside, place, dim, quantize, exif, device)
         say(f"beside, {beside}: {made.beside.bring_up_to_date().line()}")
     if query is None and not index_only:
         try:
@@ -147,6 +150,7 @@ def make_engine(
     names: dict[str, str | None],
     teacher: str | None,
     index: str | None,
+    dim: int | None,
     quantize: Literal["float16", "int8"],
     exif: bool | None,
     device: str,
@@ -159,6 +163,7 @@ def make_engine(
         names: `student`, `image`, `text` → place.
         teacher: Its name.
         index: Folder.
+        dim: Numbers of a vector; None takes the student's.
         quantize: Numbers of a vector on disk.
         exif: Whether photos are turned before they are embedded; None leaves it to the student.
         device: Where the model runs.
@@ -169,6 +174,7 @@ def make_engine(
     from clip_distill.photosearch.engine import Engine
     from clip_distill.photosearch.index import Index
     from clip_distill.photosearch.models import both_towers, identity, score_of
+    from clip_distill.photosearch.narrow import narrowed
     from clip_distill.pixels.plain import EXIF
     from clip_distill.system.remote import cache_folder
 
@@ -178,13 +184,18 @@ def make_engine(
         encoder.preprocess = encoder.preprocess | {EXIF: exif}
     upright = bool(encoder.preprocess.get(EXIF, False))
     folders = sorted({os.path.abspath(folder) for folder in folders})
-    made_by = {"student": identity(model, places["image"]), "dim": model.embed_dim, "upright": upright}
+    if dim is not None and not 1 <= dim <= model.embed_dim:
+        raise InvalidValue(f"--dim: expected 1 up to the student's {model.embed_dim}, found {dim}")
+    made_by = {"student": identity(model, places["image"]), "dim": dim or model.embed_dim, "upright": upright}
     if index is None:
         import hashlib
 
         key = json_format.dumps([folders, made_by, quantize], sort_keys=True)
         index = str(Path(cache_folder()) / "search" / hashlib.sha256(key.encode()).hexdigest()[:16])
-    made = Engine(model, Index(Path(index), made_by, quantize), folders, score_of(places["text"]))
+    kept = Index(Path(index), made_by, quantize)
+    if kept.dim != model.embed_dim:
+        model = narrowed(model, kept, folders)
+    made = Engine(model, kept, folders, score_of(places["text"]))
     if ray is not None:
         from clip_distill.photosearch.spread import over_ray
 

@@ -14,9 +14,9 @@ from clip_distill import load
 from clip_distill.cli import main as cli
 from clip_distill.evaluation.reduce import reduce
 from clip_distill.store.ensemble import open_table
-from clip_distill.store.reduce import int8, map_to, one_bit
+from clip_distill.store.reduce import int8, one_bit
 from clip_distill.teachers import load_teacher
-from clip_distill.towers.reduction import read_reduction
+from clip_distill.towers.reduction import map_to, read_reduction
 from clip_distill.towers.spec import load_tower
 
 DIM = 8

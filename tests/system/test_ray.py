@@ -66,19 +66,27 @@ def test_the_store_is_that_of_one_process(
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
+@pytest.mark.parametrize("dim", [32, 8])
 def test_the_index_is_that_of_one_process(
-    two_workers: None, tiny_data: Path, tiny_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_workers: None, tiny_data: Path, tiny_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dim: int
 ) -> None:
     (tmp_path / "photos").mkdir()
     for path in (tiny_data / "image").iterdir():
         (tmp_path / "photos" / path.name).write_bytes(path.read_bytes())
     (tmp_path / "photos/broken.jpg").write_bytes(b"no photo")
-    monkeypatch.setattr("clip_distill.photosearch.spread.SHARD", 10)
+    monkeypatch.setattr("clip_distill.photosearch.spread.SHARD", 10 if dim == 32 else 4)
+    monkeypatch.setattr("clip_distill.photosearch.narrow.SAMPLE", 18)
     found = []
     for engine in ("local", "ray"):
-        asked: dict[str, Any] = {"teacher": tiny_teacher, "index": tmp_path / engine, "engine": engine, "device": "cpu"}
+        asked: dict[str, Any] = {
+            "teacher": tiny_teacher,
+            "index": tmp_path / engine,
+            "engine": engine,
+            "device": "cpu",
+            "dim": dim,
+        }
         cd.search([tmp_path / "photos"], **asked, index_only=True)
-        made_by = {"student": cd.load(tiny_teacher).encoder("image").teacher["weights_sha256"], "dim": 32}
+        made_by = {"student": cd.load(tiny_teacher).encoder("image").teacher["weights_sha256"], "dim": dim}
         found.append(Index(tmp_path / engine, made_by | {"upright": False}))
     local, spread = (index.contents() for index in found)
     order = [spread.paths.index(path) for path in local.paths]
