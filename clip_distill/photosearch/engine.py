@@ -62,20 +62,21 @@ class Engine:
         Raises:
             NotFound: A folder is not there.
         """
-        since = [0]
+        changes, seen = 0, 0
 
         def kept() -> None:
-            since[0] += 1
-            if since[0] & (since[0] - 1) == 0:  # after 1, 2, 4 … batches: each reload reads everything
+            nonlocal changes, seen
+            changes += 1
+            if changes & (changes - 1) == 0:  # after 1, 2, 4 … batches: each reload reads everything
                 self.library.reload()
+                seen = changes
 
         try:
             encoder = self.model.encoder("image")
             return update(self.index, self.folders, encoder, self.state, self.stop, kept, self.embed)
         finally:
-            self.library.reload()
-            if self.beside is not None:
-                self.beside.library.reload()
+            if seen < changes:
+                self.library.reload()
 
     def by_teacher(self, like: int | None = None, **asked: Any) -> list[dict[str, Any]]:
         """What `ask` gives, in the teacher's order and with its scores; photos keep their numbers in this index.

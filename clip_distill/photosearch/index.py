@@ -23,6 +23,7 @@ from clip_distill.system.errors import InvalidValue
 Floats = NDArray[np.float32]
 Kind = Literal["float16", "int8"]
 FILE = "index.sqlite3"
+PART = 4096  # rows that are read at a time
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS photos (
@@ -37,7 +38,7 @@ CREATE TABLE IF NOT EXISTS thumbs (photo INTEGER PRIMARY KEY, image BLOB NOT NUL
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """A file as it is found.
 
@@ -52,7 +53,7 @@ class File:
     modified: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What is kept of a photo besides its vector.
 
@@ -180,11 +181,18 @@ class Index:
     def contents(self) -> Contents:
         """Everything that a search needs, in memory."""
         with self._connect() as database:
-            rows = database.execute("SELECT id, path, taken, width, height, vector FROM photos ORDER BY id").fetchall()
-        blob = b"".join(row[5] for row in rows)
-        numbers = np.frombuffer(blob, np.dtype(self.kind)).reshape(len(rows), self.dim)
-        facts = np.array([(row[0], row[2], row[3], row[4]) for row in rows], np.int64).reshape(-1, 4)
-        return Contents(facts[:, 0], [row[1] for row in rows], facts[:, 1], facts[:, 2:], unpacked(numbers))
+            database.execute("BEGIN")  # both questions see one state
+            count = database.execute("SELECT count(*) FROM photos").fetchone()[0]
+            found = database.execute("SELECT id, path, taken, width, height, vector FROM photos ORDER BY id")
+            paths: list[str] = []
+            facts, matrix = np.empty((count, 4), np.int64), np.empty((count, self.dim), np.float32)
+            while some := found.fetchmany(PART):  # a million rows at once would take memory twice
+                part = slice(len(paths), len(paths) + len(some))
+                paths += [row[1] for row in some]
+                facts[part] = [(row[0], row[2], row[3], row[4]) for row in some]
+                numbers = np.frombuffer(b"".join(row[5] for row in some), self.kind).reshape(len(some), self.dim)
+                matrix[part] = unpacked(numbers)
+        return Contents(facts[:, 0], paths, facts[:, 1], facts[:, 2:], matrix)
 
     def path_of(self, photo: int) -> str | None:
         """Where a photo of the index lies."""
@@ -224,7 +232,5 @@ def packed(vector: Floats, kind: Kind) -> bytes:
 def unpacked(numbers: NDArray[Any]) -> Floats:
     """float32 [N, D] of unit length."""
     matrix = numbers.astype(np.float32)
-    for start in range(0, len(matrix), 65536):  # in place, a part at a time: a copy of a million is a gigabyte
-        part = matrix[start : start + 65536]
-        part /= np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+    matrix /= np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
     return matrix

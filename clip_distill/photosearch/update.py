@@ -123,7 +123,7 @@ def update(
         encoder: The image tower.
         state: Kept up to date meanwhile.
         stop: Ends it after the current batch, once set.
-        kept: Called after each transaction.
+        kept: Called after each transaction that changed something.
         embed: What reads and embeds photos; by default this process.
 
     Raises:
@@ -145,7 +145,8 @@ def update(
         state.total = len(wanted)
         index.remove(gone)
         state.removed = len(gone)
-        kept()
+        if moves or gone:
+            kept()
         with progress(total=len(wanted), desc="indexing", unit=" photos") as bar:
             for good, bad in (embed or embedded)(wanted, encoder):
                 index.add(good, [(each.file, each.reason) for each in bad])

@@ -294,5 +294,4 @@ function move(event) {
 }
 
 translate();
-ask();
-status();
+ask().then(status);
