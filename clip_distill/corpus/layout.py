@@ -138,14 +138,23 @@ def scan(data: str | None, sources: Sources = Sources()) -> Corpus:
         FileNotFoundError: `data` or something that `sources` name does not exist.
         ValueError: A caption file or shard is broken, or two photos have one id.
     """
-    if data is not None and not paths.is_folder(data):
-        raise NotFound(
-            f"--data {data}: expected a folder, found {'a file' if paths.is_file(data) else 'nothing there'}"
-        )
+    require_folder(data)
     report = Report()
     return Corpus(
         _scan_split(data, sources, "train", report.train), _scan_split(data, sources, "val", report.val), report
     )
+
+
+def require_folder(data: str | None) -> None:
+    """Raise where a data folder is named that is not there.
+
+    Raises:
+        NotFound: It is not.
+    """
+    if data is not None and not paths.is_folder(data):
+        raise NotFound(
+            f"--data {data}: expected a folder, found {'a file' if paths.is_file(data) else 'nothing there'}"
+        )
 
 
 def _scan_split(data: str | None, sources: Sources, split: str, report: SplitReport) -> Split:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from clip_distill.corpus.layout import require_folder
 from clip_distill.losses import needed
 from clip_distill.planning.embedding import EmbedJob, EmbedMeasures, measure_embed
 from clip_distill.planning.report import make_report
@@ -129,6 +130,7 @@ def measure(options: Options, configs: dict[Tower, Any], words: Words) -> dict[s
     for each in recipes.values():
         check_recipe(each)
     job = embed_job(options, list(recipes.values()))
+    require_folder(job.data)  # here, where it takes no seconds
     embed = in_own_process(measure_embed, job)
     jobs = []
     for tower in (tower for tower in recipes if f"{tower}-train" in embed.items):
