@@ -31,5 +31,9 @@ class Encoder(Protocol):
     def images(self, pixels: Sequence[Pixels], device: str | None) -> Floats:
         """uint8 [S, S, 3] each, as the plain view has them → float32 [B, D], not normalised."""
 
+    def for_threads(self) -> Encoder | None:
+        """The same tower, to be called by several threads at once, each on a core of its own; None where one call at a
+        time uses the machine best."""
+
     def texts(self, texts: Sequence[str], batch_size: int, device: str | None) -> Floats:
         """float32 [N, D] in the order of the texts, not normalised."""

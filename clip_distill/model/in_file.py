@@ -5,6 +5,7 @@ Shapes: B batch, S image side, N texts, L tokens of the batch's longest, D embed
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,13 @@ class FileEncoder:
         if channels_last != (self.layout == "NHWC"):
             batch = batch.transpose((0, 3, 1, 2) if channels_last else (0, 2, 3, 1))
         return self._run(batch, device)
+
+    def for_threads(self) -> FileEncoder | None:
+        if self.opened.for_threads is None:
+            return None
+        twin = copy.copy(self)
+        twin.opened = self.opened.for_threads()
+        return twin
 
     def texts(self, texts: Sequence[str], batch_size: int, device: str | None) -> Floats:
         if self._encode is None:

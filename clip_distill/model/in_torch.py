@@ -42,6 +42,9 @@ class TorchEncoder:
         embeddings: Floats = self.module(normalise(batch, self.preprocess)).float().cpu().numpy()
         return embeddings
 
+    def for_threads(self) -> None:
+        return None  # torch has its own threads in each call, or a GPU has
+
     def texts(self, texts: Sequence[str], batch_size: int, device: str | None) -> Floats:
         chosen = self._on(device)
         embeddings: Floats = encode_texts(self.spec, self.module, list(texts), chosen, batch_size).numpy()

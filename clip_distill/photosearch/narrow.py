@@ -38,6 +38,10 @@ class Narrow:
     def images(self, pixels: Sequence[Pixels], device: str | None) -> Floats:
         return self.reduced(self.encoder.images(pixels, device))
 
+    def for_threads(self) -> Narrow | None:
+        twin = self.encoder.for_threads()
+        return None if twin is None else Narrow(twin, self.map)
+
     def texts(self, texts: Sequence[str], batch_size: int, device: str | None) -> Floats:
         return self.reduced(self.encoder.texts(texts, batch_size, device))
 
@@ -80,7 +84,8 @@ def learned(index: Index, folders: Sequence[str], encoder: Encoder) -> Floats:
             f"be, found {len(good):,} that can be read. Leave --dim out for few photos: they take little room"
         )
     rows = np.stack([vector for _, vector in good])
-    map = map_to(dim, principal(np.cov(rows, rowvar=False)))
+    # not about their mean: what photos have in common keeps cosines, by which near-duplicates are known, what they were
+    map = map_to(dim, principal(rows.T @ rows))
     index.keep_map(map)
     narrow = unit(rows @ map)
     index.add(

@@ -5,13 +5,14 @@ Shapes: B batch, S image side, D embedding.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -214,24 +215,34 @@ Embedded = Callable[[Sequence[File], Encoder], Iterator[tuple[list[tuple[Facts, 
 
 
 def embedded(files: Sequence[File], encoder: Encoder) -> Iterator[tuple[list[tuple[Facts, Floats]], list[Unread]]]:
-    """Batches of facts with vectors [D], and of what can't be read; decoding runs ahead in threads."""
-    view, waiting = plain_view(encoder.preprocess), iter(files)
-    with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes outside of Python's lock
+    """Batches of facts with vectors [D], and of what can't be read, in the order of the files.
 
-        def ahead(count: int) -> Iterator[Future[tuple[Facts, Pixels] | Unread]]:
-            return (pool.submit(read, file, view) for file in itertools.islice(waiting, count))
+    Each thread reads a batch and embeds it: by itself where the encoder can be called so, which keeps all cores at work
+    without one waiting for another; else one at a time, while the others decode, outside of Python's lock.
+    """
+    view, twin = plain_view(encoder.preprocess), encoder.for_threads()
+    runs, turn = (encoder, threading.Lock()) if twin is None else (twin, contextlib.nullcontext())
 
-        queue = deque(ahead(4 * BATCH))
+    def work(batch: Sequence[File]) -> tuple[list[tuple[Facts, Floats]], list[Unread]]:
+        found = [read(file, view) for file in batch]
+        pairs = [each for each in found if not isinstance(each, Unread)]
+        bad = [each for each in found if isinstance(each, Unread)]
+        if not pairs:
+            return [], bad
+        with turn:
+            vectors = unit(runs.images([pixels for _, pixels in pairs], None))
+        return [(facts, vector) for (facts, _), vector in zip(pairs, vectors, strict=True)], bad
+
+    threads = cores() + (twin is None)
+    batches = (files[start : start + BATCH] for start in range(0, len(files), BATCH))
+    with ThreadPoolExecutor(threads) as pool:
+        queue = deque(pool.submit(work, batch) for batch in itertools.islice(batches, 2 * threads))
         good: list[tuple[Facts, Floats]] = []
         bad: list[Unread] = []
         while queue:
-            batch = [queue.popleft().result() for _ in range(min(BATCH, len(queue)))]
-            queue.extend(ahead(len(batch)))
-            bad += [each for each in batch if isinstance(each, Unread)]
-            pairs = [each for each in batch if not isinstance(each, Unread)]
-            if pairs:
-                vectors = unit(encoder.images([pixels for _, pixels in pairs], None))
-                good += [(facts, vector) for (facts, _), vector in zip(pairs, vectors, strict=True)]
+            some, others = queue.popleft().result()
+            queue.extend(pool.submit(work, batch) for batch in itertools.islice(batches, 1))
+            good, bad = good + some, bad + others
             if len(good) + len(bad) >= KEEP or not queue:
                 yield good, bad
                 good, bad = [], []

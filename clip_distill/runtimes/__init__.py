@@ -25,10 +25,13 @@ class Opened:
     Args:
         run: Inputs [B, …] → float32 [B, D].
         device: Where: cpu, cuda.
+        for_threads: Opens it again, to be run by several threads at once, each on a core of its own; None where the
+            runtime can't.
     """
 
     run: Callable[[NDArray[Any]], NDArray[np.float32]]
     device: str
+    for_threads: Callable[[], Opened] | None = None
 
 
 @dataclass(frozen=True)

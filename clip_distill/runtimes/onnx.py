@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnxruntime
 
@@ -9,16 +11,26 @@ from clip_distill.runtimes import Opened
 from clip_distill.system.errors import InvalidValue
 
 
-def open_file(path: str, device: str = "auto", weights: str = "fp32") -> Opened:
-    """Load a file. Half-precision graphs crash at onnxruntime's last level of optimisation, so they go without it."""
+def open_file(path: str, device: str = "auto", weights: str = "fp32", threads: int = 0) -> Opened:
+    """Load a file. Half-precision graphs crash at onnxruntime's last level of optimisation, so they go without it.
+
+    Args:
+        path: The file.
+        device: auto, cpu, cuda.
+        weights: Of the file.
+        threads: Of a call; 0 leaves it to onnxruntime, which takes one for each core.
+    """
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     if weights == "fp16":
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     session = onnxruntime.InferenceSession(path, options, providers=providers(device))
     source = session.get_inputs()[0].name
     on_gpu = session.get_providers()[0].startswith("CUDA")
     return Opened(
-        lambda inputs: np.asarray(session.run(None, {source: inputs})[0], np.float32), "cuda" if on_gpu else "cpu"
+        lambda inputs: np.asarray(session.run(None, {source: inputs})[0], np.float32),
+        "cuda" if on_gpu else "cpu",
+        None if on_gpu else partial(open_file, path, "cpu", weights, threads=1),
     )
 
 

@@ -193,9 +193,10 @@ def make_engine(
         key = json_format.dumps([folders, made_by, quantize], sort_keys=True)
         index = str(Path(cache_folder()) / "search" / hashlib.sha256(key.encode()).hexdigest()[:16])
     kept = Index(Path(index), made_by, quantize)
+    score = score_of(places["text"])
     if kept.dim != model.embed_dim:
-        model = narrowed(model, kept, folders)
-    made = Engine(model, kept, folders, score_of(places["text"]))
+        model, score = narrowed(model, kept, folders), None  # it is one of all numbers
+    made = Engine(model, kept, folders, score)
     if ray is not None:
         from clip_distill.photosearch.spread import over_ray
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,18 @@ def test_what_is_no_model_is_told(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(cd.Error, match=message):
         cd.load(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_twin_for_threads_embeds_alike_from_all_of_them(exported: dict[str, Path], photos: list[str]) -> None:
+    model = cd.load(exported["onnx"])
+    whole, twin = model.encoder("image"), model.encoder("image").for_threads()
+    assert twin is not None and twin is not whole
+    assert cd.load(exported["open_clip"]).encoder("image").for_threads() is None
+    pixels = [np.random.default_rng(seed).integers(0, 256, (4, 32, 32, 3), np.uint8) for seed in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda batch: twin.images(list(batch), None), pixels))
+    for batch, embeddings in zip(pixels, found, strict=True):
+        np.testing.assert_allclose(embeddings, whole.images(list(batch), None), atol=1e-5)
 
 
 def test_an_onnx_export_needs_no_torch(exported: dict[str, Path], photos: list[str]) -> None:

@@ -57,11 +57,13 @@ def test_too_few_photos_are_refused(photos: Path, teacher_model: Model, tmp_path
     assert index.map() is None and index.count() == 0
 
 
-def test_search_takes_it(photos: Path, tiny_teacher: str, tmp_path: Path) -> None:
+def test_search_takes_it(photos: Path, tiny_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"teacher": tiny_teacher, "index": tmp_path / "index", "device": "cpu", "query": "a red circle"}
+    monkeypatch.setattr("clip_distill.photosearch.models.score_of", lambda place: 0.1)
     found = cd.search([photos], **asked, dim=8, quantize="int8", top=24)  # type: ignore[arg-type]
     assert len({each["path"] for each in found} | {same for each in found for same in each["same"]}) == 24
     assert cd.search([photos], **asked, dim=8, quantize="int8", top=24) == found  # type: ignore[arg-type]
+    assert {each["good"] for each in found} == {None}, "the score was found with all numbers"
     with pytest.raises(cd.InvalidValue, match="expected an index made by"):
         cd.search([photos], **asked)  # type: ignore[arg-type]
     with pytest.raises(cd.InvalidValue, match="--dim: expected 1 up to the student's 32, found 33"):
