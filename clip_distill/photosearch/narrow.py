@@ -16,7 +16,7 @@ from clip_distill.model.model import Model, unit
 from clip_distill.photosearch.index import Facts, Index
 from clip_distill.photosearch.update import Unread, embedded, found_files
 from clip_distill.system.errors import InvalidValue
-from clip_distill.system.talk import progress
+from clip_distill.system.talk import progress, say
 from clip_distill.towers.reduction import map_to, principal
 
 SAMPLE = 2048  # photos that the map is learned from
@@ -92,4 +92,5 @@ def learned(index: Index, folders: Sequence[str], encoder: Encoder) -> Floats:
         [(facts, vector) for (facts, _), vector in zip(good, narrow, strict=True)],
         [(each.file, each.reason) for each in bad],
     )
+    say(f"{len(good):,} photos added, from which the index learned what {dim} numbers are to be")
     return map

@@ -112,7 +112,7 @@ def checked_teacher(recipe: Recipe) -> tuple[TowerSpec, nn.Module]:
         f"teacher {name!r}",
         expected,
         found,
-        "Give --teacher the one that made the store, or make a store with this one.",
+        f"Give --teacher the one that made the store ({stored['name']}), or make a store with this one.",
     )
     return spec, module
 
