@@ -157,10 +157,13 @@ class Index:
             row = database.execute("SELECT value FROM facts WHERE key = 'map'").fetchone()
         return np.frombuffer(row[0], np.float32).reshape(-1, self.dim) if row else None
 
-    def keep_map(self, map: Floats) -> None:
-        """Keep such a map."""
+    def keep_map(self, map: Floats) -> Floats:
+        """Keep such a map, unless another process has kept one; the map that is kept."""
         with self._connect() as database:
-            database.execute("INSERT INTO facts VALUES ('map', ?)", (map.astype(np.float32).tobytes(),))
+            database.execute("INSERT OR IGNORE INTO facts VALUES ('map', ?)", (map.astype(np.float32).tobytes(),))
+        kept = self.map()
+        assert kept is not None
+        return kept
 
     def move(self, moves: Iterable[tuple[str, File]]) -> None:
         """Give photos other paths: (old path, new file) pairs."""

@@ -85,8 +85,7 @@ def learned(index: Index, folders: Sequence[str], encoder: Encoder) -> Floats:
         )
     rows = np.stack([vector for _, vector in good])
     # not about their mean: what photos have in common keeps cosines, by which near-duplicates are known, what they were
-    map = map_to(dim, principal(rows.T @ rows))
-    index.keep_map(map)
+    map = index.keep_map(map_to(dim, principal(rows.T @ rows)))
     narrow = unit(rows @ map)
     index.add(
         [(facts, vector) for (facts, _), vector in zip(good, narrow, strict=True)],

@@ -23,7 +23,7 @@ from clip_distill.corpus.report import Skips
 from clip_distill.model.encoder import Encoder, Pixels
 from clip_distill.model.model import unit
 from clip_distill.photosearch.index import Facts, File, Floats, Index
-from clip_distill.pixels.photos import SIDEWAYS, BadImage, Photo, digest_of, read_bytes_of
+from clip_distill.pixels.photos import BadImage, Photo, digest_of, read_bytes_of
 from clip_distill.pixels.plain import Resized, plain_view, to_array
 from clip_distill.system.cores import cores
 from clip_distill.system.errors import NotFound
@@ -187,12 +187,10 @@ def read(file: File, view: Resized) -> tuple[Facts, Pixels] | Unread:
     try:
         content = read_bytes_of(file.path)
         photo = Photo(content)
-        exif = photo.exif()
-        turned = exif.get(ExifTags.Base.Orientation, 1)
+        exif, (width, height) = photo.exif(), photo.upright().size  # before it is decoded, which closes it
         pixels = to_array(view(photo))
     except BadImage as error:
         return Unread(file, error.reason)
-    width, height = photo.size[::-1] if turned in SIDEWAYS else photo.size
     return Facts(file, signed(digest_of(content)), day_of(exif, file), width, height), pixels
 
 

@@ -49,6 +49,18 @@ def test_a_map_is_learned_once(photos: Path, teacher_model: Model, tmp_path: Pat
     np.testing.assert_array_equal(again.encode_text("a dog"), first)
 
 
+def test_the_first_map_stays(photos: Path, teacher_model: Model, tmp_path: Path) -> None:
+    index = index_of(tmp_path / "index", 8)
+    first = index.keep_map(np.eye(32, 8, dtype=np.float32))
+    map = learned(
+        index, [str(photos)], teacher_model.encoder("image")
+    )  # of a process that began before the first ended
+    np.testing.assert_array_equal(map, first)
+    contents = index.contents()
+    expected = teacher_model.encode_image(contents.paths)[:, :8]
+    np.testing.assert_allclose(contents.matrix, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=2e-3)
+
+
 def test_too_few_photos_are_refused(photos: Path, teacher_model: Model, tmp_path: Path) -> None:
     (photos / "broken.png").write_bytes(b"no photo")
     index = index_of(tmp_path / "index", 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections.abc import Callable
@@ -147,3 +148,16 @@ def test_searches_go_on_meanwhile(engine: Engine, photos: Path) -> None:
         assert len(engine.ask("a green square", count=5)) == 5
     thread.join()
     assert len(engine.library) == 32
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tiff", "a.webp"])
+def test_a_photo_is_as_wide_as_it_is_shown(photos: Path, make_engine: Make, name: str) -> None:
+    exif = Image.Exif()
+    exif[274] = 8
+    Image.new("RGB", (60, 40), "white").save(photos / name, exif=exif)
+    engine = make_engine(photos)
+    engine.bring_up_to_date()
+    contents = engine.index.contents()
+    row = contents.paths.index(str(photos / name))
+    assert contents.sizes[row].tolist() == [40, 60]
+    assert Image.open(io.BytesIO(engine.thumbnail(int(contents.ids[row])))).size == (40, 60)
