@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -138,15 +139,20 @@ def questions(student: str, count: int, folder: Path) -> dict[str, float]:
 
 def fill(student: str, count: int, folder: Path) -> int:
     """Make the library of made-up vectors; their width."""
-    model = cd.load(student)
-    index = Index(folder, {"student": "benchmark", "dim": model.embed_dim})
+    dim = cd.load(student).embed_dim
+    index = Index(folder, {"student": "benchmark", "dim": dim})
+    add_made_up(index, [File(f"/photos/{place // 1000}/{place}.jpg", 1, 1) for place in range(count)])
+    return dim
+
+
+def add_made_up(index: Index, files: Sequence[File]) -> None:
+    """Put files into an index, with made-up vectors of unit length."""
     random = np.random.default_rng(0)
-    for start in range(0, count, 10_000):
-        rows = random.standard_normal((min(10_000, count - start), model.embed_dim), dtype=np.float32)
+    for start in range(0, len(files), 10_000):
+        some = files[start : start + 10_000]
+        rows = random.standard_normal((len(some), index.dim), dtype=np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        names = (File(f"/photos/{place // 1000}/{place}.jpg", 1, 1) for place in range(start, start + len(rows)))
-        index.add((Facts(file, 0, 20260101, 4000, 3000), row) for file, row in zip(names, rows, strict=True))
-    return model.embed_dim
+        index.add((Facts(file, 0, 20260101, 4000, 3000), row) for file, row in zip(some, rows, strict=True))
 
 
 def answer(student: str, count: int, folder: Path, dim: int) -> dict[str, float]:

@@ -23,12 +23,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 from playwright.sync_api import Browser, sync_playwright
+from search import add_made_up
 
 from clip_distill.corpus.report import Skips
-from clip_distill.photosearch.index import Facts
 from clip_distill.photosearch.update import found_files
 from clip_distill.system.files import write_json
 from clip_distill.verbs.search import make_engine
@@ -54,13 +53,7 @@ def indexed(folder: Path, student: str, index: Path) -> None:
     """An index of the files, of made-up vectors."""
     names = {"student": student, "image": None, "text": None}
     engine = make_engine([str(folder)], names, None, str(index), None, "float16", None, "cpu")
-    random = np.random.default_rng(0)
-    files = list(found_files([str(folder)], Skips()).values())
-    for start in range(0, len(files), 10_000):
-        some = files[start : start + 10_000]
-        rows = random.standard_normal((len(some), engine.index.dim), dtype=np.float32)
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        engine.index.add((Facts(file, 0, 20260101, 400, 300), row) for file, row in zip(some, rows, strict=True))
+    add_made_up(engine.index, list(found_files([str(folder)], Skips()).values()))
 
 
 def visited(browser: Browser, address: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from clip_distill.model.encoder import Pixels
 from clip_distill.pixels.photos import BadImage, Photo, read_bytes_of
-from clip_distill.pixels.plain import Resized, to_array, upright
+from clip_distill.pixels.plain import Resized, to_array
 from clip_distill.system.errors import InvalidValue
 
 Photograph = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | bytes
@@ -30,7 +30,6 @@ def render(view: Resized, photo: Any) -> Pixels | BadImage:
         elif isinstance(photo, np.ndarray):
             photo = Image.fromarray(_rgb(photo))
         elif isinstance(photo, Image.Image):
-            photo = upright(photo) if view.turns else photo  # before `convert`, which may drop its EXIF
             photo = photo if photo.mode == "RGB" else photo.convert("RGB")
         else:
             raise InvalidValue(

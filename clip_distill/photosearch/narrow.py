@@ -36,19 +36,18 @@ class Narrow:
         self.embed_dim, self.teacher, self.preprocess = map.shape[1], encoder.teacher, encoder.preprocess
 
     def images(self, pixels: Sequence[Pixels], device: str | None) -> Floats:
-        return self.reduced(self.encoder.images(pixels, device))
+        return self.encoder.images(pixels, device) @ self.map
 
     def for_threads(self) -> Narrow | None:
         twin = self.encoder.for_threads()
         return None if twin is None else Narrow(twin, self.map)
 
     def texts(self, texts: Sequence[str], batch_size: int, device: str | None) -> Floats:
-        return self.reduced(self.encoder.texts(texts, batch_size, device))
+        return self.encoder.texts(texts, batch_size, device) @ self.map
 
-    def reduced(self, embeddings: Floats) -> Floats:
-        """[N, D] → [N, K]."""
-        narrow: Floats = embeddings @ self.map
-        return narrow
+    def of(self, photos: Sequence[tuple[Facts, Floats]]) -> list[tuple[Facts, Floats]]:
+        """Photos whose vectors [D] the model gave, with vectors [K] of unit length."""
+        return [(facts, unit(vector @ self.map)) for facts, vector in photos]
 
 
 def narrowed(model: Model, index: Index, folders: Sequence[str]) -> Model:
@@ -86,10 +85,6 @@ def learned(index: Index, folders: Sequence[str], encoder: Encoder) -> Floats:
     rows = np.stack([vector for _, vector in good])
     # not about their mean: what photos have in common keeps cosines, by which near-duplicates are known, what they were
     map = index.keep_map(map_to(dim, principal(rows.T @ rows)))
-    narrow = unit(rows @ map)
-    index.add(
-        [(facts, vector) for (facts, _), vector in zip(good, narrow, strict=True)],
-        [(each.file, each.reason) for each in bad],
-    )
+    index.add(Narrow(encoder, map).of(good), [(each.file, each.reason) for each in bad])
     say(f"{len(good):,} photos added, from which the index learned what {dim} numbers are to be")
     return map

@@ -9,10 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from clip_distill.model.encoder import Encoder
-from clip_distill.model.model import unit
 from clip_distill.photosearch.index import Facts, File, Floats
 from clip_distill.photosearch.narrow import Narrow
 from clip_distill.photosearch.update import Embedded, Unread, embedded
@@ -31,17 +28,13 @@ def over_ray(image: str, device: str, address: str | None) -> Embedded:
     """
 
     def spread(files: Sequence[File], encoder: Encoder) -> Iterator[tuple[list[tuple[Facts, Floats]], list[Unread]]]:
-        if not files:
-            return
         shards = [
             (image, device, files[start : start + SHARD], encoder.preprocess) for start in range(0, len(files), SHARD)
         ]
         with cluster(address):
             for good, bad in each_as_ended(embed_shard, shards):
-                if isinstance(encoder, Narrow) and good:  # workers know the model alone
-                    narrow = unit(encoder.reduced(np.stack([vector for _, vector in good])))
-                    good = [(facts, vector) for (facts, _), vector in zip(good, narrow, strict=True)]
-                yield good, bad
+                # workers know the model alone
+                yield encoder.of(good) if isinstance(encoder, Narrow) else good, bad
 
     return spread
 

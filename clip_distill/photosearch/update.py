@@ -149,7 +149,7 @@ def update(
         if moves or gone:
             kept()
         with progress(total=len(wanted), desc="indexing", unit=" photos") as bar:
-            for good, bad in (embed or embedded)(wanted, encoder):
+            for good, bad in (embed or embedded)(wanted, encoder) if wanted else ():
                 index.add(good, [(each.file, each.reason) for each in bad])
                 state.done += len(good) + len(bad)
                 state.added += len(good)

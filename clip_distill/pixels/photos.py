@@ -8,6 +8,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
+from functools import cached_property
 
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.ImageFile import ImageFile
@@ -145,11 +146,16 @@ class Photo:
             return (self._opened or self._open()).getexif()
         return Image.Exif()
 
+    @cached_property
+    def _orientation(self) -> int:
+        """1 to 8, as EXIF has it; read once, since every view asks for it."""
+        # of a TIFF Pillow itself turns the pixels, and of a HEIC photo its decoder
+        found = None if self.format in ("TIFF", "HEIF") else self.exif().get(ExifTags.Base.Orientation)
+        return found if found in TURNS else 1
+
     def upright(self) -> Photo:
         """This photo as its EXIF orientation says that it is to be seen."""
-        # of a TIFF Pillow itself turns the pixels, and of a HEIC photo its decoder
-        orientation = None if self.format in ("TIFF", "HEIF") else self.exif().get(ExifTags.Base.Orientation)
-        return Upright(self, orientation) if orientation in TURNS else self
+        return self if self._orientation == 1 else Upright(self, self._orientation)
 
     def _open(self) -> ImageFile:
         with _reasons():

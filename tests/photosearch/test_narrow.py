@@ -52,9 +52,8 @@ def test_a_map_is_learned_once(photos: Path, teacher_model: Model, tmp_path: Pat
 def test_the_first_map_stays(photos: Path, teacher_model: Model, tmp_path: Path) -> None:
     index = index_of(tmp_path / "index", 8)
     first = index.keep_map(np.eye(32, 8, dtype=np.float32))
-    map = learned(
-        index, [str(photos)], teacher_model.encoder("image")
-    )  # of a process that began before the first ended
+    # as in a process that began before the first one ended
+    map = learned(index, [str(photos)], teacher_model.encoder("image"))
     np.testing.assert_array_equal(map, first)
     contents = index.contents()
     expected = teacher_model.encode_image(contents.paths)[:, :8]
