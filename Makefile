@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check lint types tests build format clean
+.PHONY: help quickstart test check lint types tests build format clean install
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,8 @@ quickstart: $(VENV)/installed ## Install, then distil two students from a teache
 	$(BIN)/clip-distill quickstart $(ARGS)
 
 test: check tests ## Install with the developers' extras, then ruff, mypy and pytest
+
+install: $(VENV)/installed-dev ## Install with the developers' extras
 
 check: lint types ## Style and types alone, in seconds
 

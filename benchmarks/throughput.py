@@ -53,7 +53,7 @@ class Job:
     steps: int
     packed: bool = False
     student: tuple[tuple[str, float], ...] = ()  # options that differ from the default's
-    resident: bool | Literal["auto"] = "auto"
+    resident: bool | Literal["auto", "memory"] = "auto"
     compile: bool = False
 
 

@@ -110,8 +110,8 @@ class Loader:
         features: Folder for what the frozen first stages of a timm_cut student (student.freeze) make of each view,
             in float16, computed once: an epoch then neither decodes a photo nor runs them.
         resident: Keep captions and their stored targets on the training device, and draw the batches there: the same
-            ones, without a step waiting for them. auto does on a GPU where they take at most a quarter of its free
-            memory.
+            ones, without a step waiting for them; memory keeps them in main memory. auto does where a GPU trains, on
+            it if they take at most a quarter of its free memory, else in main memory by the same measure.
     """
 
     batch_size: int = 256
@@ -119,7 +119,7 @@ class Loader:
     workers: int | None = None
     packed: str | None = None
     features: str | None = None
-    resident: bool | Literal["auto"] = "auto"
+    resident: bool | Literal["auto", "memory"] = "auto"
 
 
 @dataclass
@@ -222,7 +222,7 @@ class Recipe:
             )
         if self.target == "photo" and self.tower != "text":
             raise InvalidValue(f"target photo: expected --tower text, found {self.tower}. Leave --target out")
-        if self.loader.resident is True and (self.tower, self.target) != ("text", "stored"):
+        if self.loader.resident in (True, "memory") and (self.tower, self.target) != ("text", "stored"):
             raise InvalidValue(
                 f"loader.resident: expected --tower text and --target stored, found {self.tower} and {self.target}: "
                 "photos are too many bytes, and an online teacher's captions are tokens of two kinds. Leave it out"

@@ -168,6 +168,16 @@ def tiny_runs(tiny_teacher: str, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 @pytest.fixture(scope="session")
+def exported(tiny_runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `export --to onnx` leaves for both students of `tiny_runs`, in float32; to be read alone."""
+    pytest.importorskip("onnx")
+    folder = tmp_path_factory.mktemp("onnx") / "exported"
+    students = ["--image_student", str(tiny_runs["image"]), "--text_student", str(tiny_runs["text"])]
+    cli.main(["export", *students, "--to", "onnx", "--out", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_views_store(tiny_teacher: str, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_teacher`'s float32 embeddings of all of `tiny_data`, with two `crop_flip` views beside the plain."""
     store = tmp_path_factory.mktemp("views-store")

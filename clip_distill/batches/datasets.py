@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,6 @@ from clip_distill.pixels.views import Views, stack
 from clip_distill.store.table import Store
 from clip_distill.system.errors import InvalidValue
 from clip_distill.tokens.ragged import Ragged
-
-if TYPE_CHECKING:
-    pass
 
 
 class Batch(NamedTuple):
@@ -77,12 +74,12 @@ class Images(Dataset[Batch]):
         return len(self.images)
 
     def __getitem__(self, items: Items) -> Batch:
-        rows, views = np.array(items, np.int64).T
+        rows, views = items.T.copy()
         teacher_inputs = None
         if self.packed is not None:
             inputs = self.packed.read(rows, views)
         else:
-            pixels, theirs = zip(*(self._views(row, view) for row, view in items), strict=True)
+            pixels, theirs = zip(*(self._views(row, view) for row, view in items.tolist()), strict=True)
             inputs = stack(pixels)
             if self.online:
                 teacher_inputs = inputs if self.teacher_views is None else stack(theirs)
@@ -160,7 +157,7 @@ class Captions(Dataset[Batch]):
         return len(self.tokens)
 
     def __getitem__(self, items: Items) -> Batch:
-        rows = np.array([row for row, _ in items], np.int64)
+        rows = items[:, 0].copy()
         inputs = self.tokens.take(rows).pad(self.pad_id, self.width)
         teacher_inputs = None if self.teacher_tokens is None else self.teacher_tokens.take(rows).pad(*self.teacher_pad)
         return Batch(inputs, stored(self.store, self.store_rows, rows, 0), teacher_inputs, torch.from_numpy(rows))

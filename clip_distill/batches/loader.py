@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 from clip_distill.batches.datasets import Batch, Captions, Images
 from clip_distill.batches.order import EpochBatches, InOrder
 from clip_distill.batches.photo_captions import PhotoCaptions
-from clip_distill.batches.resident import ResidentCaptions, bytes_of, fits
+from clip_distill.batches.resident import ResidentCaptions, bytes_of, place_for
 from clip_distill.batches.workers import measure
 from clip_distill.system.cores import default_workers
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.talk import say
 
-DRAWN_THERE = {"num_workers": 0, "persistent_workers": False, "pin_memory": False}  # of a device's own memory
+DRAWN_HERE = {"num_workers": 0, "persistent_workers": False}  # from memory, faster than another process brings it
 
 
 class ResumableLoader(DataLoader[Batch]):
@@ -73,12 +73,12 @@ def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Bat
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """Batch sizes, the number of worker processes (None has it measured), and whether captions lie on the device."""
+    """Batch sizes, the number of worker processes (None has it measured), and where captions lie."""
 
     batch_size: int
     val_batch_size: int
     workers: int | None = None
-    resident: bool | Literal["auto"] = "auto"
+    resident: bool | Literal["auto", "memory"] = "auto"
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.val_batch_size) < 1 or (self.workers or 0) < 0:
@@ -123,7 +123,8 @@ class DistillData(L.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         placed, arguments = self._placed(self.train, self._loader_arguments())
         self._loader = ResumableLoader(placed, sampler=self.order(), **arguments)
-        if placed is self.train:  # what lies on the device is not copied to it
+        there = isinstance(placed, ResidentCaptions) and placed.device == self._device()
+        if not there:  # what lies on the device is not copied to it
             self._loader.device = self._device()
         self._loader.load_state_dict(self._restored)
         self._restored = {"batches": 0}  # of one epoch alone, should Lightning ask for another loader
@@ -147,17 +148,19 @@ class DistillData(L.LightningDataModule):
     def _placed(
         self, rows: Images | Captions | PhotoCaptions, arguments: dict[str, Any]
     ) -> tuple[Dataset[Any], dict[str, Any]]:
-        """A data set, or its copy on the training device, which is made once; and the loader's arguments for it."""
+        """A data set, or its copy in memory, which is made once; and the loader's arguments for it."""
         if not (self._resides and isinstance(rows, Captions) and rows.teacher_tokens is None):
             return rows, arguments
         if rows not in self._copies:
-            device, wanted = self._device(), self.options.resident
-            there = wanted is True or (wanted == "auto" and fits(rows, device))
-            self._copies[rows] = ResidentCaptions(rows, device) if there else None
-            if there and rows is self.train:
-                say(f"loader: {len(rows):,} captions lie on {device}, {bytes_of(rows) / 1e6:,.1f} MB")
+            place = place_for(rows, self._device(), self.options.resident, self._place()[1])
+            self._copies[rows] = None if place is None else ResidentCaptions(rows, place)
+            if place is not None and rows is self.train:
+                say(f"loader: {len(rows):,} captions lie on {place}, {bytes_of(rows) / 1e6:,.1f} MB")
         copy = self._copies[rows]
-        return (rows, arguments) if copy is None else (copy, arguments | DRAWN_THERE)
+        if copy is None:
+            return rows, arguments
+        pinned = copy.device.type == "cpu" and arguments["pin_memory"]  # else there is nothing to be copied
+        return copy, arguments | DRAWN_HERE | {"pin_memory": pinned}
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device

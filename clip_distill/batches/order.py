@@ -1,4 +1,7 @@
-"""Which rows, at which view, make a batch: decided here alone, from (seed, epoch), never by workers or processes."""
+"""Which rows, at which view, make a batch: decided here alone, from (seed, epoch), never by workers or processes.
+
+Shapes: N rows, B batch.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-Items = list[tuple[int, int]]  # (row, view)
+Items = NDArray[np.int64]  # [B, 2]: row and view of each
 POOL_BATCHES = 64  # captions sorted by length at a time: padding falls to a few per cent, and batches still vary
+
+
+def plain(rows: NDArray[np.int64]) -> Items:
+    """[B] rows, each at its plain view."""
+    return np.stack([rows, np.zeros_like(rows)], axis=1)
 
 
 class EpochBatches(Sampler[Items]):
@@ -78,7 +86,7 @@ class EpochBatches(Sampler[Items]):
         first, self.skip = self.skip, 0
         for start in starts[first:]:
             mine = order[start : start + size][self.rank :: self.world]
-            yield list(zip(mine.tolist(), views[mine].tolist(), strict=True))
+            yield np.stack([mine, views[mine]], axis=1)
 
 
 class InOrder(Sampler[Items]):
@@ -88,11 +96,11 @@ class InOrder(Sampler[Items]):
         self, rows: int, batch_size: int, rank: int = 0, world: int = 1, lengths: NDArray[np.int64] | None = None
     ) -> None:
         order = np.arange(rows) if lengths is None else np.argsort(lengths, kind="stable")
-        self.mine, self.batch_size = order[rank::world].tolist(), batch_size
+        self.mine, self.batch_size = order[rank::world], batch_size
 
     def __len__(self) -> int:
         return -(-len(self.mine) // self.batch_size)
 
     def __iter__(self) -> Iterator[Items]:
         for start in range(0, len(self.mine), self.batch_size):
-            yield [(row, 0) for row in self.mine[start : start + self.batch_size]]
+            yield plain(self.mine[start : start + self.batch_size])

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -25,9 +25,6 @@ from torch import Tensor
 
 from clip_distill.store.arrays import open_files, raw, read_into
 from clip_distill.store.table import StoreError
-
-if TYPE_CHECKING:
-    pass
 
 MANIFEST, PLAN = "manifest.json", "plan.json"
 SHARD_BYTES = 2**26

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clip_distill.batches.datasets import Batch, Captions, Images
-from clip_distill.batches.order import Items
+from clip_distill.batches.order import Items, plain
 from clip_distill.corpus.pairs import joined, places
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.talk import say
@@ -51,10 +51,10 @@ class PhotoCaptions(Dataset[Any]):
         return len(self.pairs)
 
     def __getitem__(self, items: Items) -> PairBatch:
-        rows, views = np.array(items, np.int64).T
-        photos, captions = self.pairs[rows].T.tolist()
-        image = self.images[list(zip(photos, views.tolist(), strict=True))]
-        return PairBatch(image, self.captions[[(row, 0) for row in captions]], torch.from_numpy(rows))
+        rows, views = items.T.copy()
+        photos, captions = self.pairs[rows].T
+        image = self.images[np.stack([photos, views], axis=1)]
+        return PairBatch(image, self.captions[plain(captions)], torch.from_numpy(rows))
 
 
 def couple(images: Images, captions: Captions, table: pa.Table) -> PhotoCaptions:

@@ -1,12 +1,14 @@
-"""Captions and their targets on the training device: a batch is drawn there, and a step waits for nothing.
+"""Captions and their targets in memory, best on the training device: a batch is drawn there, and a step reads no file.
 
 A small text student on a fast GPU takes its step in less time than Python needs to pad a batch and bring it over.
 Tokens and stored embeddings of a whole text set fit on the GPU, 1,000,000 captions of 12 tokens and 512 numbers in
-1.1 GB.
+1.1 GB; a set that is too large for it may still fit in main memory.
 Shapes: N captions, T tokens in all, B batch, L tokens of the batch's longest caption, D embedding.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,8 +17,10 @@ from torch.utils.data import Dataset
 
 from clip_distill.batches.datasets import Batch, Captions
 from clip_distill.batches.order import Items
+from clip_distill.system.processes import available_bytes
 
-SHARE = 0.25  # of the device's free memory may be taken by default; the student needs the rest
+SHARE = 0.25  # of what memory is free may be taken by default; the student needs the rest
+MAIN_MEMORY = torch.device("cpu")
 ROWS_AT_ONCE = 65536
 
 
@@ -41,7 +45,7 @@ class ResidentCaptions(Dataset[Batch]):
         return len(self.captions)
 
     def __getitem__(self, items: Items) -> Batch:
-        chosen = np.asarray(items, np.int64)[:, 0]
+        chosen = items[:, 0].copy()
         width = self.captions.width or int(self.lengths[chosen].max(initial=1))  # known here: the device is not asked
         rows = torch.from_numpy(chosen)
         if self.device.type == "cuda":
@@ -70,6 +74,19 @@ def bytes_of(captions: Captions) -> int:
     return 4 * len(captions.tokens.flat) + (16 + width) * len(captions)
 
 
-def fits(captions: Captions, device: torch.device) -> bool:
-    """Whether a device of its own memory has room for them; a CPU gains nothing by a copy."""
-    return device.type == "cuda" and bytes_of(captions) <= SHARE * torch.cuda.mem_get_info(device)[0]
+def place_for(
+    captions: Captions, device: torch.device, wanted: bool | Literal["auto", "memory"], processes: int = 1
+) -> torch.device | None:
+    """Where a copy is to lie; None for no copy.
+
+    Args:
+        captions: That train.
+        device: That trains on them.
+        wanted: True for the device, "memory" for main memory; "auto" for the first of the two that has room where a
+            GPU trains, and for none where a CPU does, which reads from its cache of files as fast.
+        processes: That train on this machine, each with a copy of its own.
+    """
+    if wanted == "auto" and device.type == "cuda":
+        room = {device: torch.cuda.mem_get_info(device)[0], MAIN_MEMORY: available_bytes() // processes}
+        return next((place for place, free in room.items() if bytes_of(captions) <= SHARE * free), None)
+    return {True: device, "memory": MAIN_MEMORY}.get(wanted)

@@ -60,8 +60,9 @@ def measure(images: Images, view: int, batch_size: int, trainer: Any) -> Choice:
         trainer: Lightning's, with its `Distiller`.
     """
     distiller, device = trainer.lightning_module, trainer.strategy.root_device
-    rows = np.random.default_rng(0).permutation(len(images)).tolist()
-    some = images[[(row, view) for row in rows[:8]]].inputs
+    rows = np.random.default_rng(0).permutation(len(images))
+    items = np.stack([rows, np.full_like(rows, view)], axis=1)
+    some = images[items[:8]].inputs
 
     def prepare(pixels: Tensor) -> Tensor:
         if distiller.teach is not None:
@@ -71,7 +72,7 @@ def measure(images: Images, view: int, batch_size: int, trainer: Any) -> Choice:
 
     context = trainer.precision_plugin.forward_context
     return choose(
-        render_seconds(lambda number: images[[(rows[number], view)]], len(rows)),
+        render_seconds(lambda number: images[items[number : number + 1]], len(items)),
         step_seconds(distiller.student, prepare, some, batch_size, device, context),
         cores_for(trainer.num_devices, device),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ from clip_distill.tokens.encode import tokenize
 from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import TowerSpec
 
+T = TypeVar("T")
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -191,18 +192,26 @@ def embed_images(
 
 def _embed(runner: Runner, batches: Iterable[Rendered]) -> Iterator[tuple[Rendered, NDArray[np.float32]]]:
     """Each batch with its embeddings [G · V, D]; the next batch is with the device while one is handed out."""
-    waiting: list[tuple[Rendered, Callable[[], NDArray[np.float32]]]] = []
-    for batch in batches:
+
+    def start(batch: Rendered) -> Callable[[], tuple[Rendered, NDArray[np.float32]]]:
         if batch.pixels is None:
-            waiting.append((batch, lambda: np.empty((0, runner.spec.embed_dim), np.float32)))
-        else:
-            pixels = batch.pixels.to(runner.device, non_blocking=True)
-            waiting.append((batch, runner.start(normalise(pixels, runner.spec.preprocess))))
+            return lambda: (batch, np.empty((0, runner.spec.embed_dim), np.float32))
+        pixels = batch.pixels.to(runner.device, non_blocking=True)
+        finish = runner.start(normalise(pixels, runner.spec.preprocess))
+        return lambda: (batch, finish())
+
+    return ahead(map(start, batches))
+
+
+def ahead(started: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """What each of them brings; the next is started before one is waited for."""
+    waiting: list[Callable[[], T]] = []
+    for finish in started:
+        waiting.append(finish)
         if len(waiting) > 1:
-            ready, finish = waiting.pop(0)
-            yield ready, finish()
-    for ready, finish in waiting:
-        yield ready, finish()
+            yield waiting.pop(0)()
+    for finish in waiting:
+        yield finish()
 
 
 def embed_texts(
@@ -227,9 +236,10 @@ def embed_texts(
             tokens = tokenize(tokenizer, ids)
             out = np.empty((len(ids), runner.spec.embed_dim), np.float32)
             by_length = np.argsort(tokens.lengths, kind="stable")
-            for start in range(0, len(ids), runner.batch_size):
-                rows = by_length[start : start + runner.batch_size]
-                width = None if runner.spec.causal else tokenizer.context_length
-                out[rows] = runner(tokens.take(rows).pad(tokenizer.pad_id, width).to(runner.device))
+            width = None if runner.spec.causal else tokenizer.context_length
+            chosen = [by_length[start : start + runner.batch_size] for start in range(0, len(ids), runner.batch_size)]
+            batches = (tokens.take(rows).pad(tokenizer.pad_id, width).to(runner.device) for rows in chosen)
+            for rows, embeddings in zip(chosen, ahead(map(runner.start, batches)), strict=True):
+                out[rows] = embeddings
                 bar.update(len(rows))
             yield part, Shard(ids, [out for _ in numbers], tokens)

@@ -6,12 +6,14 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from clip_distill.batches.datasets import Batch, Captions, Images
 from clip_distill.batches.loader import DistillData, LoaderOptions
+from clip_distill.batches.order import plain
 from clip_distill.corpus.layout import scan
 from clip_distill.pixels.views import Views, normalise
 from clip_distill.recipe import Loader, Recipe, Student
@@ -90,21 +92,21 @@ def test_workers_change_nothing(tower: Tower, tiny_data: Path, tiny_views_store:
 def test_captions_are_cut_to_the_longest_of_the_batch_or_padded_to_a_width() -> None:
     tokens = tokenize(TokenizerSpec("clip", 77, 49408), ["a dog", "a dog on the grass", "dog"])
     cut, padded = Captions(tokens, 0), Captions(tokens, 0, width=20)
-    assert cut[[(0, 0), (1, 0)]].inputs.shape == (2, 7)
-    assert cut[[(2, 0), (0, 0)]].inputs.tolist() == [[49406, 1929, 49407, 0], [49406, 320, 1929, 49407]]
-    assert padded[[(0, 0)]].inputs.shape == (1, 20)
+    assert cut[plain(np.array([0, 1]))].inputs.shape == (2, 7)
+    assert cut[plain(np.array([2, 0]))].inputs.tolist() == [[49406, 1929, 49407, 0], [49406, 320, 1929, 49407]]
+    assert padded[plain(np.array([0]))].inputs.shape == (1, 20)
 
 
 def test_the_teacher_online_sees_the_same_view_at_its_own_size(tiny_data: Path) -> None:
     photos = scan(str(tiny_data)).train.images
     cfg = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
     small, large = Views(cfg, "crop_flip", 2), Views(cfg | {"size": 64}, "crop_flip", 2)
-    batch = Images(photos, small, teacher_views=large, online=True)[[(4, 7), (0, 7)]]
+    batch = Images(photos, small, teacher_views=large, online=True)[np.array([(4, 7), (0, 7)])]
     assert batch.target is None
     assert batch.teacher_inputs is not None
     shrunk = torch.nn.functional.interpolate(batch.teacher_inputs.float(), size=32, mode="area")
     assert float((shrunk - batch.inputs.float()).abs().mean()) < 4  # of 255
-    same = Images(photos, small, online=True)[[(4, 7), (0, 7)]]
+    same = Images(photos, small, online=True)[np.array([(4, 7), (0, 7)])]
     assert torch.equal(same.inputs, batch.inputs)
     assert same.teacher_inputs is same.inputs
 

@@ -64,7 +64,7 @@ def test_batches_are_those_of_rendering_and_need_no_photos(data: Path, tiny_view
     same(rendered, copies)
     assert isinstance(copies.train, Images)
     for row, view in ((0, 0), (23, 2), (7, 1)):
-        assert torch.equal(copies.train[[(row, view)]].inputs[0], rendered.train.render(row, range(3))[view])
+        assert torch.equal(copies.train[np.array([(row, view)])].inputs[0], rendered.train.render(row, range(3))[view])
     for photo in (*(data / "image").iterdir(), *(data / "COCO/val2017").iterdir()):
         photo.write_bytes(b"no photo any more")
     again = make(data, tiny_views_store, tmp_path / "packed")

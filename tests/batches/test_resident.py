@@ -1,4 +1,4 @@
-"""Captions on the training device: the batches are those of the ordinary loader, bit for bit."""
+"""Captions in memory: the batches are those of the ordinary loader, bit for bit."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from clip_distill.batches import resident as in_memory
 from clip_distill.batches.datasets import Captions
 from clip_distill.batches.loader import DistillData, LoaderOptions
-from clip_distill.batches.resident import ResidentCaptions, bytes_of, fits
+from clip_distill.batches.resident import ResidentCaptions, bytes_of, place_for
 from clip_distill.recipe import Loader, Recipe, Student
 from clip_distill.train.assemble import assemble
 
@@ -34,7 +35,7 @@ def test_batches_are_those_of_the_captions_themselves(data: DistillData, part: s
     resident = ResidentCaptions(captions, CPU)
     assert len(resident) == len(captions)
     for items in data.order():
-        items = [(row % len(captions), view) for row, view in items]
+        items[:, 0] %= len(captions)
         mine, theirs = resident[items], captions[items]
         assert torch.equal(mine.inputs, theirs.inputs) and mine.inputs.dtype == theirs.inputs.dtype
         assert torch.equal(mine.rows, theirs.rows)
@@ -48,10 +49,21 @@ def test_what_a_copy_takes_is_known_beforehand(data: DistillData) -> None:
     resident = ResidentCaptions(data.train, CPU)
     tensors = [value for value in vars(resident).values() if isinstance(value, torch.Tensor)]
     assert bytes_of(data.train) == sum(each.nbytes for each in tensors)
-    assert not fits(data.train, CPU), "a CPU has them already"
+    assert place_for(data.train, CPU, "auto") is None, "a CPU has them already"
 
 
-@pytest.mark.parametrize(("wanted", "made"), [(True, True), (False, False), ("auto", False)])
+def test_the_copy_lies_where_there_is_room(data: DistillData, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(data.train, Captions)
+    gpu, size = torch.device("cuda", 0), bytes_of(data.train)
+    assert [place_for(data.train, gpu, wanted) for wanted in (True, False)] == [gpu, None]
+    assert place_for(data.train, gpu, "memory") == CPU
+    for on_gpu, in_main, expected in ((4, 0, gpu), (3, 8, CPU), (3, 4, None)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=on_gpu: (free * size, 0))
+        monkeypatch.setattr(in_memory, "available_bytes", lambda free=in_main: free * size)
+        assert place_for(data.train, gpu, "auto", processes=2) == expected
+
+
+@pytest.mark.parametrize(("wanted", "made"), [(True, True), ("memory", True), (False, False), ("auto", False)])
 def test_a_loader_makes_the_copy_once_where_it_is_wanted(data: DistillData, wanted: Any, made: bool) -> None:
     data.options = LoaderOptions(5, 5, 0, wanted)
     loaders = [data.train_dataloader(), data.train_dataloader()]
@@ -59,9 +71,9 @@ def test_a_loader_makes_the_copy_once_where_it_is_wanted(data: DistillData, want
     assert loaders[0].dataset is loaders[1].dataset
 
 
-def test_what_cannot_lie_there_is_told() -> None:
-    resident = Loader(resident=True)
+@pytest.mark.parametrize("where", [True, "memory"])
+def test_what_cannot_lie_there_is_told(where: Any) -> None:
     for changed in ({"tower": "image"}, {"target": "online"}):
         given = {"tower": "text", "data": "data", "store": "store", "out": "out"} | changed
         with pytest.raises(ValueError, match="loader.resident: expected --tower text and --target stored, found"):
-            Recipe(**given, loader=resident)
+            Recipe(**given, loader=Loader(resident=where))

@@ -27,7 +27,7 @@ def test_every_stage_is_measured_and_written(tmp_path: Path) -> None:
     assert not [record for record in records if "failed" in record or "skipped" in record]
     assert {record["stage"] for record in records} == {"training", "embed", "memory", "quickstart"}
     training = [record for record in records if record["stage"] == "training" and "mode" in record]
-    assert {record["mode"] for record in training} == {"floor", "original", "disk", "packed", "resident"}
+    assert {record["mode"] for record in training} == {"floor", "original", "disk", "packed", "resident", "memory"}
     for record in training:
         assert record["rate"] > 0
         assert record["mode"] == "floor" or record["of_floor"] > 0

@@ -135,8 +135,11 @@ def test_captions_lie_on_the_device_and_train_the_same_student(
     assert "captions lie on" not in capsys.readouterr().out
     wanted = "auto" if device == "cuda" else "true"
     resident = state(fit("text", tmp_path / "resident", *options, "--loader.resident", wanted))
-    assert "72 captions lie on" in capsys.readouterr().out
+    assert f"72 captions lie on {device}" in capsys.readouterr().out
+    memory = state(fit("text", tmp_path / "memory", *options, "--loader.resident", "memory"))
+    assert "72 captions lie on cpu" in capsys.readouterr().out
     assert all(torch.equal(ordinary[name], resident[name]) for name in ordinary)
+    assert all(torch.equal(ordinary[name], memory[name]) for name in ordinary)
 
 
 def test_a_compiled_student_trains_alike(fit: Fit, read: Read, tmp_path: Path) -> None:

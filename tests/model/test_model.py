@@ -25,11 +25,11 @@ TEXTS = ["a red circle on blue", "a photo of a dog", "一只狗", "", "a red cir
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(exported: Path, tiny_runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Format → folder of both students."""
-    root = tmp_path_factory.mktemp("exports")
-    both = {"image_student": tiny_runs["image"], "text_student": tiny_runs["text"]}
-    return {kind: cd.export(**both, out=root / kind, to=kind) for kind in ("onnx", "open_clip")}
+    out = tmp_path_factory.mktemp("exports") / "open_clip"
+    cd.export(image_student=tiny_runs["image"], text_student=tiny_runs["text"], out=out, to="open_clip")
+    return {"onnx": exported, "open_clip": out}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,10 @@ def truth(run: Path, tiny_data: Path) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("source", ["run", "student", "onnx", "open_clip"])
 def test_a_model_gives_the_embeddings_of_the_student(
-    source: str, tiny_runs: dict[str, Path], exported: dict[str, Path], photos: list[str], tiny_data: Path
+    source: str, tiny_runs: dict[str, Path], folders: dict[str, Path], photos: list[str], tiny_data: Path
 ) -> None:
-    if source in exported:
-        model = cd.load(exported[source], device="cpu")
+    if source in folders:
+        model = cd.load(folders[source], device="cpu")
     else:
         places = {tower: run / "student" if source == "student" else run for tower, run in tiny_runs.items()}
         model = cd.load(**places, device="cpu")
@@ -85,8 +85,8 @@ def test_a_teacher_is_a_model_of_both_towers(tiny_teacher: str, photos: list[str
 
 
 @pytest.mark.parametrize("source", ["open_clip", "onnx"])
-def test_one_photo_in_any_form_is_the_same_photo(source: str, exported: dict[str, Path], photos: list[str]) -> None:
-    model = cd.load(exported[source], device="cpu")
+def test_one_photo_in_any_form_is_the_same_photo(source: str, folders: dict[str, Path], photos: list[str]) -> None:
+    model = cd.load(folders[source], device="cpu")
     image = Image.open(photos[0]).convert("RGB")
     forms = [photos[0], Path(photos[0]), Path(photos[0]).read_bytes(), image, np.array(image)]
     whole = model.encode_image(forms, normalize=False)
@@ -96,9 +96,9 @@ def test_one_photo_in_any_form_is_the_same_photo(source: str, exported: dict[str
 
 
 def test_photos_that_cannot_be_read_are_named_or_left_out(
-    exported: dict[str, Path], photos: list[str], tmp_path: Path
+    folders: dict[str, Path], photos: list[str], tmp_path: Path
 ) -> None:
-    model = cd.load(exported["onnx"])
+    model = cd.load(folders["onnx"])
     (tmp_path / "broken.jpg").write_bytes(Path(photos[0]).read_bytes()[:400])
     some = [photos[0], tmp_path / "broken.jpg", tmp_path / "gone.jpg", photos[1]]
     with pytest.raises(cd.BadImage, match=r"broken\.jpg: truncated"):
@@ -113,18 +113,18 @@ def test_photos_that_cannot_be_read_are_named_or_left_out(
 
 
 @pytest.mark.parametrize("strange", [3, np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), None])
-def test_what_is_no_photo_is_told(strange: Any, exported: dict[str, Path]) -> None:
+def test_what_is_no_photo_is_told(strange: Any, folders: dict[str, Path]) -> None:
     with pytest.raises(cd.Error, match="encode_image: expected"):
-        cd.load(exported["onnx"]).encode_image([strange])
+        cd.load(folders["onnx"]).encode_image([strange])
 
 
-def test_what_is_no_text_is_told(exported: dict[str, Path]) -> None:
+def test_what_is_no_text_is_told(folders: dict[str, Path]) -> None:
     with pytest.raises(cd.Error, match="expected strings, found int"):
-        cd.load(exported["onnx"]).encode_text(["a", 3])  # type: ignore[list-item]
+        cd.load(folders["onnx"]).encode_text(["a", 3])  # type: ignore[list-item]
 
 
-def test_shapes_and_kinds(exported: dict[str, Path]) -> None:
-    model = cd.load(exported["open_clip"], device="cpu")
+def test_shapes_and_kinds(folders: dict[str, Path]) -> None:
+    model = cd.load(folders["open_clip"], device="cpu")
     assert model.encode_text([]).shape == (0, 32)
     assert model.encode_text("one").shape == (32,)
     tensor = model.encode_text(["one", "two"], convert_to_tensor=True)
@@ -136,8 +136,8 @@ def test_shapes_and_kinds(exported: dict[str, Path]) -> None:
         model.similarity(tensor, np.ones((2, 3)))
 
 
-def test_similarity_is_the_cosine(exported: dict[str, Path]) -> None:
-    model = cd.load(exported["onnx"])
+def test_similarity_is_the_cosine(folders: dict[str, Path]) -> None:
+    model = cd.load(folders["onnx"])
     first, second = np.array([[3.0, 0.0], [1.0, 1.0]]), np.array([0.0, 2.0])
     np.testing.assert_allclose(model.similarity(first, second), [[0.0], [0.5**0.5]], atol=1e-7)
 
@@ -165,11 +165,11 @@ def test_what_is_no_model_is_told(
         cd.load(**arguments)  # type: ignore[arg-type]
 
 
-def test_a_twin_for_threads_embeds_alike_from_all_of_them(exported: dict[str, Path], photos: list[str]) -> None:
-    model = cd.load(exported["onnx"])
+def test_a_twin_for_threads_embeds_alike_from_all_of_them(folders: dict[str, Path], photos: list[str]) -> None:
+    model = cd.load(folders["onnx"])
     whole, twin = model.encoder("image"), model.encoder("image").for_threads()
     assert twin is not None and twin is not whole
-    assert cd.load(exported["open_clip"]).encoder("image").for_threads() is None
+    assert cd.load(folders["open_clip"]).encoder("image").for_threads() is None
     pixels = [np.random.default_rng(seed).integers(0, 256, (4, 32, 32, 3), np.uint8) for seed in range(12)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda batch: twin.images(list(batch), None), pixels))
@@ -177,13 +177,13 @@ def test_a_twin_for_threads_embeds_alike_from_all_of_them(exported: dict[str, Pa
         np.testing.assert_allclose(embeddings, whole.images(list(batch), None), atol=1e-5)
 
 
-def test_an_onnx_export_needs_no_torch(exported: dict[str, Path], photos: list[str]) -> None:
+def test_an_onnx_export_needs_no_torch(folders: dict[str, Path], photos: list[str]) -> None:
     code = (
         "import sys, clip_distill as cd; model = cd.load(sys.argv[1]); "
         "print(model.encode_text('a dog').shape, model.encode_image(sys.argv[2:]).shape); "
         "sys.exit(str(sorted({'torch', 'lightning', 'open_clip', 'transformers'} & set(sys.modules)) or ''))"
     )
-    command = [sys.executable, "-c", code, str(exported["onnx"]), *photos[:3]]
+    command = [sys.executable, "-c", code, str(folders["onnx"]), *photos[:3]]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stderr.strip() == ""
     assert done.stdout.strip() == "(32,) (3, 32)"

@@ -175,7 +175,7 @@ def test_training_renders_the_pixels_of_large_jpegs_that_the_teacher_saw(
     store, photos = open_table(tmp_path / "s", "image", "train"), scan(str(data)).train.require_images()
     spec, teacher = load_teacher(tiny_teacher, "image")
     dataset = Images(photos, Views(spec.preprocess, "crop_flip"), store, store.find(photos.column("id")))
-    batch = dataset[[(row, view) for row in range(8) for view in range(3)]]
+    batch = dataset[np.array([(row, view) for row in range(8) for view in range(3)])]
     with torch.inference_mode():
         rebuilt = teacher(normalise(batch.inputs, spec.preprocess))
     torch.testing.assert_close(rebuilt, batch.target, rtol=1e-4, atol=1e-5)

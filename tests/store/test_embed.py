@@ -53,7 +53,7 @@ def test_the_loader_rebuilds_the_pixels_that_the_teacher_saw(
     photos = scan(str(tiny_data)).train.images
     views = Views(spec.preprocess, store.manifest.augment, store.manifest.seed)
     dataset = Images(photos, views, store, store.find(photos.column("id")))
-    batch = dataset[[(row, view) for row in (5, 0, 23) for view in (2, 0, 1)]]
+    batch = dataset[np.array([(row, view) for row in (5, 0, 23) for view in (2, 0, 1)])]
     with torch.inference_mode():
         rebuilt = module(normalise(batch.inputs, spec.preprocess))
     torch.testing.assert_close(rebuilt, batch.target, rtol=2**-11 * 1.01, atol=2e-6)
@@ -173,9 +173,8 @@ def test_a_table_that_does_not_know_its_photos_is_not_checked(
     assert store.photos(np.arange(25)).column("digest").null_count == 24
     photos = scan(str(data)).train.images
     views = Views(load_teacher(tiny_teacher, "image")[0].preprocess, "crop_flip", 0)
-    assert (
-        len(Images(photos, views, store, store.find(photos.column("id")))[[(row, 1) for row in range(25)]].rows) == 25
-    )
+    dataset = Images(photos, views, store, store.find(photos.column("id")))
+    assert len(dataset[np.array([(row, 1) for row in range(25)])].rows) == 25
 
 
 def test_a_second_run_adds_new_photos_captions_and_views_alone(
@@ -219,7 +218,7 @@ def test_new_photos_get_the_augmented_views_of_the_others_when_plain_ones_are_as
     spec, module = load_teacher(tiny_teacher, "image")
     dataset = Images(photos, Views(spec.preprocess, "randaugment", 2), store, store.find(photos.column("id")))
     row = photos.column("id").to_pylist().index("image/new.jpg")
-    batch = dataset[[(row, view) for view in range(3)]]
+    batch = dataset[np.array([(row, view) for view in range(3)])]
     with torch.inference_mode():
         rebuilt = module(normalise(batch.inputs, spec.preprocess))
     torch.testing.assert_close(rebuilt, batch.target, rtol=2**-11 * 1.01, atol=2e-6)

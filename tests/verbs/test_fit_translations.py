@@ -85,7 +85,7 @@ def test_a_translations_target_is_its_originals_embedding(originals: bool, world
     expected = [*map(translate, captions), *(captions if originals else [])]
     assert len(data.train) == len(expected)
     for row, text in enumerate(expected):
-        batch = data.train[[(row, 0)]]
+        batch = data.train[np.array([(row, 0)])]
         assert tokenizer.backend.decode(batch.inputs[0].tolist()) == text.replace("，", ",")
         assert batch.target is not None
         assert np.array_equal(batch.target.numpy(), store.embeddings(np.array([row % len(captions)])))

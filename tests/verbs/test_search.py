@@ -17,22 +17,14 @@ import clip_distill as cd
 from clip_distill.cli import main as cli
 
 
-@pytest.fixture(scope="module")
-def shipped(tiny_runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("onnxruntime")
-    out = tmp_path_factory.mktemp("export") / "shipped"
-    cd.export(image_student=tiny_runs["image"], text_student=tiny_runs["text"], to="onnx", out=out)
-    return out
-
-
 def test_the_terminal_answers_as_the_student_does(
-    shipped: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["search", str(tiny_data / "image"), "--student", str(shipped), "--index", str(tmp_path / "index")]
+    argv = ["search", str(tiny_data / "image"), "--student", str(exported), "--index", str(tmp_path / "index")]
     cli.main([*argv, "--query", "a red circle", "--top", "3", "--json", "--quantize", "int8"])
     shown = capsys.readouterr().out
     found = json.loads(shown[shown.index("[\n") :])
-    student = cd.load(shipped)
+    student = cd.load(exported)
     photos = sorted((tiny_data / "image").iterdir())
     scores = student.encode_image(photos) @ student.encode_text("a red circle")
     assert found[0]["path"] == str(photos[scores.argmax()]) and len(found) == 3
@@ -57,26 +49,26 @@ def test_a_run_asks_by_its_teachers_other_tower(tiny_runs: dict[str, Path], tiny
 
 
 def test_the_teacher_beside_has_an_index_of_its_own(
-    shipped: Path, tiny_data: Path, tiny_teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported: Path, tiny_data: Path, tiny_teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["search", str(tiny_data / "image"), "--student", str(shipped), "--index", str(tmp_path / "index")]
+    argv = ["search", str(tiny_data / "image"), "--student", str(exported), "--index", str(tmp_path / "index")]
     cli.main([*argv, "--beside", tiny_teacher, "--index_only", "--device", "cpu"])
     assert f"beside, {tiny_teacher}: 24 photos added" in capsys.readouterr().out
     assert (tmp_path / "index-beside/index.sqlite3").is_file()
 
 
-def test_what_is_lacking_is_told(tiny_data: Path, tmp_path: Path, shipped: Path) -> None:
+def test_what_is_lacking_is_told(tiny_data: Path, tmp_path: Path, exported: Path) -> None:
     with pytest.raises(cd.InvalidValue, match="expected at least one folder"):
         cd.search([])
     with pytest.raises(cd.InvalidValue, match="expected a student of both towers, or --teacher"):
         cd.search([tiny_data / "image"], query="dog")
     with pytest.raises(cd.NotFound, match="expected a folder of photos"):
-        cd.search([tmp_path / "none"], student=shipped, index=tmp_path / "index", query="dog")
+        cd.search([tmp_path / "none"], student=exported, index=tmp_path / "index", query="dog")
 
 
-def test_the_server_as_it_is_started_and_ended(shipped: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_the_server_as_it_is_started_and_ended(exported: Path, tiny_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("uvicorn")
-    argv = [str(tiny_data / "image"), "--student", str(shipped), "--index", str(tmp_path / "index"), "--port", "0"]
+    argv = [str(tiny_data / "image"), "--student", str(exported), "--index", str(tmp_path / "index"), "--port", "0"]
     process = subprocess.Popen(
         [sys.executable, "-m", "clip_distill", "search", *argv, "--open", "false"],
         stdout=subprocess.PIPE,
@@ -96,7 +88,7 @@ def test_the_server_as_it_is_started_and_ended(shipped: Path, tiny_data: Path, t
         assert process.wait(timeout=30) in (0, -signal.SIGINT, 130)
 
 
-def test_searching_an_export_needs_no_torch(shipped: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_searching_an_export_needs_no_torch(exported: Path, tiny_data: Path, tmp_path: Path) -> None:
     program = (
         "import sys; sys.modules |= dict.fromkeys(('torch', 'open_clip', 'lightning', 'timm', 'onnx'))\n"
         "import clip_distill as cd\n"
@@ -104,6 +96,6 @@ def test_searching_an_export_needs_no_torch(shipped: Path, tiny_data: Path, tmp_
         "from clip_distill.photosearch import serve, server\n"
         "sys.exit(0 if found else 'nothing found')\n"
     )
-    argv = [str(tiny_data / "image"), str(shipped), str(tmp_path / "index")]
+    argv = [str(tiny_data / "image"), str(exported), str(tmp_path / "index")]
     done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-800:]
