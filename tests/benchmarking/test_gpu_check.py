@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -11,7 +12,11 @@ from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).parents[2] / "benchmarks/gpu.py"
+ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "benchmarks/gpu.py"
+# which no training needs: a machine with a GPU that is lent for minutes need not have them
+EXTRAS = "onnx onnxscript openvino executorch litert_torch coremltools sentence_transformers webdataset wandb s3fs "
+EXTRAS += "moto imagehash ray fastapi uvicorn playwright clip_benchmark embedding_reader"
 
 
 def check(out: Path, *options: str) -> list[dict[str, Any]]:
@@ -46,3 +51,15 @@ def test_what_there_is_no_time_for_is_told(tmp_path: Path, monkeypatch: pytest.M
     records = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["records"]
     assert {record["stage"] for record in records} == {"training", "embed", "memory", "compile", "quickstart"}
     assert all("0 s are left" in record["skipped"] for record in records)
+
+
+def test_the_tests_for_a_gpu_are_found_where_extras_are_missing() -> None:
+    code = (
+        "import sys, pytest; sys.modules |= dict.fromkeys(sys.argv[1].split())\n"
+        "sys.exit(pytest.main(['--collect-only', '-q', '-o', 'addopts=', '-p', 'no:cacheprovider',"
+        " '--import-mode=importlib', '-m', 'cuda', 'tests']))"
+    )
+    alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run([sys.executable, "-c", code, EXTRAS], cwd=ROOT, env=alone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "tests/cuda/test_fit_cuda.py::" in done.stdout

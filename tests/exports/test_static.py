@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
 
 from clip_distill.exports.writers.static import MOST_WIDE, leave_wide
 
