@@ -7,7 +7,7 @@ import gc
 import platform
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 
 from clip_distill.system.files import write_json
 
-STAGES = ("training", "embed", "memory", "compile", "quickstart")
+# The parts of the time that stages may take, so that the last one has its minute, too
+STAGES = {"training": 35, "embed": 17, "memory": 15, "compile": 8, "quickstart": 25}
 
 
 class Skip(Exception):
@@ -33,14 +34,19 @@ class Results:
 
     def __init__(self, out: Path, seconds: float, device: str) -> None:
         self.out, self.seconds, self.device = out, seconds, torch.device(device)
-        self.began = time.monotonic()
+        self.began, self.kept = time.monotonic(), 0.0
         self.records: list[dict[str, Any]] = []
         self.about = about(self.device)
         self.log(f"{self.about['device']}, torch {self.about['torch']}; {seconds:.0f} s")
 
     @property
     def left(self) -> float:
-        return self.seconds - (time.monotonic() - self.began)
+        """Seconds that the stage may still take."""
+        return self.seconds - self.kept - (time.monotonic() - self.began)
+
+    def keep_for(self, later: Sequence[str], stages: Sequence[str]) -> None:
+        """Keep their part of the time for the stages that come later, of all that are asked for."""
+        self.kept = self.seconds * sum(STAGES[each] for each in later) / sum(STAGES[each] for each in stages)
 
     def log(self, text: str) -> None:
         line = f"{time.monotonic() - self.began:6.1f} s  {text}"
@@ -49,7 +55,7 @@ class Results:
             file.write(line + "\n")
 
     def measure(self, stage: str, name: str, needs: float, function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Measure, unless the time left is less than `needs`; what goes wrong is a result, too.
+        """Measure, unless the stage has less than `needs` left; what goes wrong is a result, too.
 
         Returns:
             The record: `stage`, `name`, and what the function returned, or `skipped`, or `failed`.

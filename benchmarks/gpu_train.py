@@ -26,7 +26,6 @@ from clip_distill.train.trainer import make_trainer, quiet_lightning
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 WARM = 4  # steps before the clock starts
 MODES = {"text": ("floor", "original", "disk", "resident", "memory"), "image": ("floor", "original", "disk", "packed")}
-SHARE = 0.5  # of all the time at most
 
 
 def stage(check: Check) -> None:
@@ -38,17 +37,15 @@ def stage(check: Check) -> None:
         plan += [("text", "bf16-mixed", 4096), ("image", "bf16-mixed", most), ("text", "bf16-mixed", small)]
         plan += [("image", "16-mixed", small), ("text", "16-mixed", most), ("image", "bf16-mixed", 4096)]
         plan += [("text", "bf16-mixed", 64), ("image", "bf16-mixed", 64)]
-    until = results.left - SHARE * results.seconds
     for tower, precision, batch in plan:
         rates: dict[str, float] = {}
         if (tower, precision, batch) == ("image", "bf16-mixed", small):  # after the first of the other tower
             results.measure("training", "text, profile", 1 if check.tiny else 8, lambda: profile(check))
         for mode in MODES[tower]:
-            needs = (1 if check.tiny else 8) + max(0.0, until)
             record = results.measure(
                 "training",
                 f"{tower}, {precision}, batch {batch}, {mode}",
-                needs,
+                1 if check.tiny else 8,
                 lambda mode=mode, job=(tower, precision, batch), rates=rates: one(check, *job, mode, rates),  # type: ignore[misc]
             )
             rates[mode] = record.get("rate", 0.0)

@@ -53,6 +53,16 @@ def test_what_there_is_no_time_for_is_told(tmp_path: Path, monkeypatch: pytest.M
     assert all("0 s are left" in record["skipped"] for record in records)
 
 
+def test_a_stage_leaves_the_later_ones_their_part_of_the_time(tmp_path: Path) -> None:
+    results = runpy.run_path(str(ROOT / "benchmarks/gpu_results.py"))["Results"](tmp_path, 1000, "cpu")
+    results.keep_for(["memory", "quickstart"], ["embed", "memory", "quickstart"])
+    assert results.left == pytest.approx(1000 * 17 / (17 + 15 + 25), abs=5)
+    results.keep_for([], ["embed", "memory", "quickstart"])
+    assert results.left == pytest.approx(1000, abs=5)
+    record = results.measure("quickstart", "too long", 2000, dict)
+    assert record["skipped"].startswith("needs about 2000 s, ")
+
+
 def test_the_tests_for_a_gpu_are_found_where_extras_are_missing() -> None:
     code = (
         "import sys, pytest; sys.modules |= dict.fromkeys(sys.argv[1].split())\n"
