@@ -16,7 +16,7 @@ import torch
 from clip_distill.system.files import write_json
 
 # The parts of the time that stages may take, so that the last one has its minute, too
-STAGES = {"training": 35, "embed": 17, "memory": 15, "compile": 8, "quickstart": 25}
+STAGES = {"training": 32, "embed": 15, "memory": 15, "compile": 8, "quickstart": 30}
 
 
 class Skip(Exception):

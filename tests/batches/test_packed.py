@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -184,6 +185,12 @@ def alone(folder: Path) -> None:
     """Pack in a process group of its own, so that its workers die with it."""
     os.setpgid(0, 0)
     packed.SHARD_BYTES = A_PHOTO
+    pack_as_a_program(folder)
+
+
+def pack_as_a_program(folder: Path) -> None:
+    """Pack with workers of this process, not of a server that would first import everything."""
+    multiprocessing.set_start_method(None, force=True)
     pack(folder, CONTENTS, slowly)
 
 
@@ -194,7 +201,7 @@ def refuse(row: int, views: range) -> Tensor:
 def test_a_second_process_waits_for_the_copy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], forkserver: ForkServerContext
 ) -> None:
-    process = forkserver.Process(target=pack, args=(tmp_path, CONTENTS, slowly))
+    process = forkserver.Process(target=pack_as_a_program, args=(tmp_path,))
     process.start()
     end = time.monotonic() + 120
     while not (tmp_path / "plan.json").exists():

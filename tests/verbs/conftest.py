@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from clip_distill.cli import main as cli
 
 def take_part(rank: int, port: int, arguments: Sequence[str], log: Path) -> None:
     """Be one of two processes of a run, as torchrun starts them."""
+    multiprocessing.set_start_method(None, force=True)  # not the server's: the workers would import everything anew
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     import torch
