@@ -31,7 +31,7 @@ types: $(VENV)/installed-dev ## Check types
 	$(BIN)/mypy
 
 tests: $(VENV)/installed-dev ## Run the tests, two at a time (ARGS='-k name', ARGS='-n 0' one at a time)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 --durations=10 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations=10 $(ARGS)
 
 build: $(VENV)/installed-dev ## Make dist/*.whl and dist/*.tar.gz
 	$(BIN)/python -m build

@@ -67,7 +67,7 @@ def test_the_tests_for_a_gpu_are_found_where_extras_are_missing() -> None:
     code = (
         "import sys, pytest; sys.modules |= dict.fromkeys(sys.argv[1].split())\n"
         "sys.exit(pytest.main(['--collect-only', '-q', '-o', 'addopts=', '-p', 'no:cacheprovider',"
-        " '--import-mode=importlib', '-m', 'cuda', 'tests']))"
+        " '--import-mode=importlib', '--assert=plain', '-m', 'cuda', 'tests']))"
     )
     alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run([sys.executable, "-c", code, EXTRAS], cwd=ROOT, env=alone, capture_output=True, text=True)
