@@ -176,6 +176,7 @@ def tiny_runs(tiny_teacher: str, tmp_path_factory: pytest.TempPathFactory) -> di
 def exported(tiny_runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `export --to onnx` leaves for both students of `tiny_runs`, in float32; to be read alone."""
     pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
     folder = tmp_path_factory.mktemp("onnx") / "exported"
     students = ["--image_student", str(tiny_runs["image"]), "--text_student", str(tiny_runs["text"])]
     cli.main(["export", *students, "--to", "onnx", "--out", str(folder)])

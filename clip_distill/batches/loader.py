@@ -123,8 +123,7 @@ class DistillData(L.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         placed, arguments = self._placed(self.train, self._loader_arguments())
         self._loader = ResumableLoader(placed, sampler=self.order(), **arguments)
-        there = isinstance(placed, ResidentCaptions) and placed.device == self._device()
-        if not there:  # what lies on the device is not copied to it
+        if not self._lies_there(placed):
             self._loader.device = self._device()
         self._loader.load_state_dict(self._restored)
         self._restored = {"batches": 0}  # of one epoch alone, should Lightning ask for another loader
@@ -152,15 +151,19 @@ class DistillData(L.LightningDataModule):
         if not (self._resides and isinstance(rows, Captions) and rows.teacher_tokens is None):
             return rows, arguments
         if rows not in self._copies:
-            place = place_for(rows, self._device(), self.options.resident, self._place()[1])
+            processes = 1 if self.trainer is None else self.trainer.num_devices
+            place = place_for(rows, self._device(), self.options.resident, processes)
             self._copies[rows] = None if place is None else ResidentCaptions(rows, place)
             if place is not None and rows is self.train:
                 say(f"loader: {len(rows):,} captions lie on {place}, {bytes_of(rows) / 1e6:,.1f} MB")
         copy = self._copies[rows]
         if copy is None:
             return rows, arguments
-        pinned = copy.device.type == "cpu" and arguments["pin_memory"]  # else there is nothing to be copied
-        return copy, arguments | DRAWN_HERE | {"pin_memory": pinned}
+        return copy, arguments | DRAWN_HERE | {"pin_memory": arguments["pin_memory"] and not self._lies_there(copy)}
+
+    def _lies_there(self, rows: Dataset[Any]) -> bool:
+        """Whether a data set is on the training device, so that no batch is copied to it."""
+        return isinstance(rows, ResidentCaptions) and rows.device == self._device()
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
 
 from clip_distill.exports.writers.static import MOST_WIDE, leave_wide
 
