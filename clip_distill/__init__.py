@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from clip_distill.system.errors import MissingPackage as MissingPackage
     from clip_distill.system.errors import NotFound as NotFound
     from clip_distill.system.errors import OutOfMemory as OutOfMemory
+    from clip_distill.system.errors import WorkerFailed as WorkerFailed
     from clip_distill.verbs.benchmark import benchmark as benchmark
     from clip_distill.verbs.drop_in import drop_in as drop_in
     from clip_distill.verbs.embed import embed as embed
@@ -72,6 +73,7 @@ _HOMES = {
         "MissingPackage",
         "NotFound",
         "OutOfMemory",
+        "WorkerFailed",
     ),
     "clip_distill.verbs.benchmark": ("benchmark",),
     "clip_distill.verbs.drop_in": ("drop_in",),

@@ -55,7 +55,7 @@ CLASSES += [
     "Sources",
     "StoreError",
 ]
-CLASSES += ["DropInReport", "Student", "ZeroShotReport"]
+CLASSES += ["DropInReport", "Student", "WorkerFailed", "ZeroShotReport"]
 NO_EXAMPLE = {
     "quickstart",
     "report",

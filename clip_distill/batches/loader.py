@@ -21,12 +21,13 @@ from clip_distill.batches.resident import ResidentCaptions, bytes_of, place_for
 from clip_distill.batches.workers import measure
 from clip_distill.system.cores import default_workers
 from clip_distill.system.errors import InvalidValue
+from clip_distill.system.feed import Feed
 from clip_distill.system.talk import say
 
 DRAWN_HERE = {"num_workers": 0, "persistent_workers": False}  # from memory, faster than another process brings it
 
 
-class ResumableLoader(DataLoader[Batch]):
+class ResumableLoader(Feed[Batch]):
     """A loader that knows its place within an epoch.
 
     It follows Lightning's `state_dict` protocol; but Lightning 2.6 does not hand the state back where a schedule asked
@@ -142,7 +143,7 @@ class DistillData(L.LightningDataModule):
         """A loader of a validation set."""
         sampler = InOrder(len(rows), self.options.val_batch_size, *self._place(), lengths_of(rows))
         placed, arguments = self._placed(rows, arguments)
-        return DataLoader(placed, sampler=sampler, **arguments)
+        return Feed(placed, sampler=sampler, **arguments)
 
     def _placed(
         self, rows: Images | Captions | PhotoCaptions, arguments: dict[str, Any]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from clip_distill.batches.datasets import Images
 from clip_distill.batches.packed import FIX, MANIFEST, PLAN, Contents, Packed, is_whole, shard_path
@@ -26,6 +26,7 @@ from clip_distill.store.arrays import raw
 from clip_distill.store.table import StoreError, require_same
 from clip_distill.store.write import digest_ids
 from clip_distill.system.cores import cores
+from clip_distill.system.feed import Feed
 from clip_distill.system.files import read_json, write_json
 from clip_distill.system.talk import progress, say
 
@@ -122,7 +123,7 @@ def _make(folder: Path, contents: Contents, render: Render) -> None:
         )
     dataset = Shards(folder, contents, render)
     workers = min(cores(), len(missing))
-    loader = DataLoader(dataset, batch_size=None, sampler=missing, num_workers=workers)
+    loader: Feed[int] = Feed(dataset, batch_size=None, sampler=missing, num_workers=workers)
     with progress(total=contents.rows, desc="packing", unit=" photos", smoothing=0) as bar:
         bar.update(contents.rows - sum(len(dataset.shards[number]) for number in missing))
         for rows in loader:

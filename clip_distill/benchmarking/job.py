@@ -7,13 +7,10 @@ Shapes: B batch, N rows, D embedding.
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -115,15 +112,3 @@ def take_turn(case: Case, passes: int) -> list[float]:
         run()
         seconds.append(time.perf_counter() - start)
     return seconds
-
-
-def end_with_parent() -> None:
-    """End this process when the one that started it is gone, killed perhaps: by itself it would wait for ever."""
-    parent = parent_process()
-    if parent is not None:
-
-        def follow() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=follow, daemon=True).start()

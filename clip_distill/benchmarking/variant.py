@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
-from clip_distill.benchmarking.job import Case, Job, Started, end_with_parent, take_turn
+from clip_distill.benchmarking.job import Case, Job, Started, take_turn
 from clip_distill.system.errors import InvalidValue
-from clip_distill.system.processes import environment
+from clip_distill.system.processes import end_with_parent, environment
 
 T = TypeVar("T")
 

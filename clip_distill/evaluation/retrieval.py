@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from clip_distill.evaluation.recall import RECALLS, retrieval_metrics
 from clip_distill.pixels.views import Views, normalise
-from clip_distill.store.embed import ImageViews
+from clip_distill.store.embed import ImageViews, Rendered, join
 from clip_distill.system.errors import InvalidValue
+from clip_distill.system.feed import Feed, named_failures
 from clip_distill.system.talk import progress
 from clip_distill.tokens.encode import tokenize
 from clip_distill.tokens.spec import TokenizerSpec
@@ -50,25 +50,24 @@ def encode_images(
     Returns:
         Embeddings, float32 [N, D] on the CPU, not normalised; and the N ids that they belong to, in the table's order.
     """
-    loader = DataLoader(
+    loader: Feed[Rendered] = Feed(
         ImageViews(images, Views(spec.preprocess), 1),
         batch_size=batch_size,
         num_workers=workers,
-        collate_fn=list,
+        collate_fn=join,
         pin_memory=device.type == "cuda",
     )
     blocks = [torch.empty(0, spec.embed_dim)]
     ids: list[str] = []
-    with progress(total=len(images), desc="images", unit=" images", smoothing=0) as bar:
-        for items in loader:
-            good = [(source.id, views[0]) for source, views in items if isinstance(views, Tensor)]
+    with named_failures(), progress(total=len(images), desc="images", unit=" images", smoothing=0) as bar:
+        for batch in loader:
             if skipped is not None:
-                skipped.update(reason for _, reason in items if isinstance(reason, str))
-            if good:
-                pixels = torch.stack([view for _, view in good]).to(device, non_blocking=True)  # [B, 3, S, S]
+                skipped.update(batch.skipped.values())
+            if batch.pixels is not None:
+                pixels = batch.pixels.to(device, non_blocking=True)  # [B, 3, S, S]
                 blocks.append(_forward(module, normalise(pixels, spec.preprocess)))
-                ids += [id for id, _ in good]
-            bar.update(len(items))
+                ids += [source.id for source in batch.sources]
+            bar.update(len(batch.sources) + len(batch.skipped))
     return torch.cat(blocks), ids
 
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.ImageFile import ImageFile
 
+from clip_distill.system import at_work
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.paths import is_url, read_bytes
 
@@ -79,6 +80,7 @@ def read_image(path: str, offset: int = -1, size: int = -1) -> Image.Image:
 
 def read_bytes_of(path: str, offset: int = -1, size: int = -1) -> bytes:
     """One photo as it is encoded, of a file or of a tar's member; the arguments and errors are `read_image`'s."""
+    at_work.at(path)
     try:
         content = read_bytes(path, offset, size)
     except FileNotFoundError as error:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from clip_distill.pixels import photos as encoded
 from clip_distill.pixels.photos import BadImage, digest_of, read_bytes_of
@@ -23,6 +23,7 @@ from clip_distill.pixels.views import Views, normalise, stack
 from clip_distill.store.build import Part
 from clip_distill.store.write import Photo, Shard
 from clip_distill.system.allocator import give_back
+from clip_distill.system.feed import Feed, named_failures
 from clip_distill.system.talk import progress
 from clip_distill.tokens.encode import tokenize
 from clip_distill.tokens.spec import TokenizerSpec
@@ -166,16 +167,16 @@ def embed_images(
         for start in range(part.start, part.stop, per_batch)
     ]
     give_back()
-    loader = DataLoader(
+    loader: Feed[Rendered] = Feed(
         ImageViews(images, views, numbers.stop, numbers.start),
-        batch_sampler=[rows for _, rows in batches],  # type: ignore[misc]  # a range will do, and is small
+        batch_sampler=[rows for _, rows in batches],
         num_workers=runner.workers,
         collate_fn=join,
         pin_memory=runner.device.type == "cuda",
     )
     total = sum(part.stop - part.start for part in parts)
     shard, photos, blocks = Shard([], []), list[Photo](), list[NDArray[np.float32]]()
-    with progress(total=total, desc=title, unit=" images", smoothing=0) as bar:
+    with named_failures(), progress(total=total, desc=title, unit=" images", smoothing=0) as bar:
         for (part, rows), (batch, embeddings) in zip(batches, _embed(runner, loader), strict=True):
             shard.ids += [source.id for source in batch.sources]
             photos += [source.photo for source in batch.sources if source.photo is not None]

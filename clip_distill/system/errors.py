@@ -26,5 +26,9 @@ class OutOfMemory(Error, MemoryError):
     """A GPU's memory is not enough; the message says which batch fits."""
 
 
+class WorkerFailed(Error, RuntimeError):
+    """A process that prepares batches died, or stays at one file; the message says which."""
+
+
 class MissingPackage(Error, ImportError):
     """A package of an extra is not installed."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, get_start_method, set_start_method
+from multiprocessing import get_context, get_start_method, parent_process, set_start_method
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,3 +129,15 @@ def _as_a_verb(start_method: str, loudness: int | None, function: Callable[..., 
     if loudness is not None:
         talk.to_console(loudness)
     return function(*arguments)
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone, killed perhaps: by itself it would wait for ever."""
+    parent = parent_process()
+    if parent is not None:
+
+        def follow() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()

@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
+from clip_distill.batches.datasets import Batch
 from clip_distill.batches.loader import DistillData
 from clip_distill.evaluation.recall import mean_cosine
 from clip_distill.students.cut import CutBackbone
 from clip_distill.system.errors import InvalidValue
+from clip_distill.system.feed import Feed
 from clip_distill.system.talk import progress, say
 from clip_distill.towers.spec import pick_device
 from clip_distill.train.distill import Distiller
@@ -126,7 +127,7 @@ def embed_without_head(module: Distiller, data: DistillData, samples: int, head:
     """What comes before the head, [N, C], and the targets, [N, D], both on the CPU."""
     order, device = data.order(), pick_device("auto")
     # not `train_dataloader`, which would settle the number of workers before `fit` can measure it
-    loader = DataLoader(data.train, batch_size=None, sampler=order, num_workers=data.chosen_workers())
+    loader: Feed[Batch] = Feed(data.train, batch_size=None, sampler=order, num_workers=data.chosen_workers())
     batches = min(len(order), -(-samples // data.options.batch_size))
     blocks = []
     student = module.student.to(device).eval()

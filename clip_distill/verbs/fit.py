@@ -140,6 +140,7 @@ def train(parser: Parser, config: Any) -> Run:
     """
     import torch
 
+    from clip_distill.system.feed import named_failures
     from clip_distill.train.begin import both_students, new_student, prepare_folder
     from clip_distill.train.go_on import as_it_began, progress_of, remember
     from clip_distill.train.learning_rate import find_lr
@@ -165,7 +166,8 @@ def train(parser: Parser, config: Any) -> Run:
         write_recipe(parser, config, out)
         remember(module.validation, out)
     try:
-        trainer.fit(module, data, ckpt_path=last, weights_only=True)
+        with named_failures():
+            trainer.fit(module, data, ckpt_path=last, weights_only=True)
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error, module, recipe) from error
     if trainer_options.get("fast_dev_run") or not trainer.is_global_zero:

@@ -70,7 +70,7 @@ def test_the_peak_stays_when_memory_is_given_back() -> None:
 def test_a_process_ends_when_the_one_that_started_it_is_killed() -> None:
     code = (
         "import os, signal, multiprocessing as m; from concurrent.futures import ProcessPoolExecutor as Pool\n"
-        "from clip_distill.benchmarking.job import end_with_parent\n"
+        "from clip_distill.system.processes import end_with_parent\n"
         "if __name__ == '__main__':\n"
         "    pool = Pool(1, mp_context=m.get_context('spawn'), initializer=end_with_parent)\n"
         "    print(pool.submit(os.getpid).result(), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
