@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from clip_distill.system.errors import InvalidValue as InvalidValue
     from clip_distill.system.errors import MissingPackage as MissingPackage
     from clip_distill.system.errors import NotFound as NotFound
+    from clip_distill.system.errors import NotWritten as NotWritten
     from clip_distill.system.errors import OutOfMemory as OutOfMemory
     from clip_distill.system.errors import WorkerFailed as WorkerFailed
     from clip_distill.verbs.benchmark import benchmark as benchmark
@@ -72,6 +73,7 @@ _HOMES = {
         "InvalidValue",
         "MissingPackage",
         "NotFound",
+        "NotWritten",
         "OutOfMemory",
         "WorkerFailed",
     ),

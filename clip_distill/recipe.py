@@ -161,7 +161,8 @@ class Recipe:
         translations_columns: The caption's and its translation's column, by name or by number from 1.
         translations_originals: Train on the captions that the store has, too.
         seed: Of weights, batch order and online views.
-        resume: Go on from the last checkpoint in `out`.
+        resume: Go on from the last checkpoint in `out`; best goes on from the best one's weights, with a schedule that
+            begins anew, should the last one be damaged.
         overwrite: Replace what is in `out`.
         wandb: Weights & Biases project to log to, beside TensorBoard and CSV.
         report: Write report.html into `out` at the end, a page that shows what was kept (where there are photos with
@@ -193,7 +194,7 @@ class Recipe:
     translations_columns: tuple[str | int, str | int] = (1, 2)
     translations_originals: bool = False
     seed: int = 0
-    resume: bool = False
+    resume: bool | Literal["best"] = False
     overwrite: bool = False
     wandb: str | None = None
     report: bool = True

@@ -47,6 +47,7 @@ CLASSES += [
     "AlreadyExists",
     "Model",
     "NotFound",
+    "NotWritten",
     "Optimizer",
     "OutOfMemory",
     "PlanReport",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from clip_distill.benchmarking.report import title
+from clip_distill.system.files import aside
 
 COLOURS = {"teacher": "#9aa5b1", "student": "#2f6f9f"}
 INSTALL = "pip install 'clip-distill[charts]'"
@@ -48,12 +48,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axis.set_title(f"{tower} tower, batch {batch}, {report['settings']['threads']} threads", fontsize=10)
         axis.set_xlabel("milliseconds (median), logarithmic")
         axis.spines[["top", "right"]].set_visible(False)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(aside, dpi=150, format="png")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(path) as beside:
+        figure.savefig(beside, dpi=150, format="png")
 
 
 def bars(records: list[dict[str, Any]], tower: str) -> list[tuple[str, float, str, str]]:

@@ -7,6 +7,7 @@ import os
 import sys
 
 from clip_distill.system.allocator import keep_memory
+from clip_distill.system.ends import Terminated, heed_sigterm, leave
 from clip_distill.system.errors import Error
 from clip_distill.system.openmp import wait_shortly
 
@@ -71,8 +72,11 @@ def main(argv: list[str] | None = None) -> None:
 
     to_console(LOUDNESS[chosen[-1]] if chosen else logging.INFO)
     verbose = "--verbose" in chosen or bool(os.environ.get("CLIP_DISTILL_TRACEBACK"))
+    heed_sigterm()
     try:
         run(verb, words[1:])
+    except (KeyboardInterrupt, Terminated) as end:
+        leave(verb, end)
     except Exception as error:
         # known by its name: importing Lightning to name a mistake in its arguments would take seconds
         lightnings_own = type(error).__name__ == "MisconfigurationException"

@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import os
 import tarfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from clip_distill.system.errors import InvalidValue
+from clip_distill.system.files import aside
 from clip_distill.system.paths import base_name, is_url, open_binary, real_path
 from clip_distill.system.remote import cache_folder
 from clip_distill.system.talk import progress
@@ -101,13 +101,8 @@ def _load(index: Path, version: str) -> pa.Table | None:
 
 
 def _save(index: Path, version: str, table: pa.Table) -> None:
-    index.parent.mkdir(parents=True, exist_ok=True)
-    aside = index.with_name(f".{index.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        pq.write_table(table.replace_schema_metadata({"version": version}), aside, write_page_checksum=True)
-        os.replace(aside, index)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(index) as beside:
+        pq.write_table(table.replace_schema_metadata({"version": version}), beside, write_page_checksum=True)
 
 
 def _walk(path: str) -> pa.Table:

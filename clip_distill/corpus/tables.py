@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from clip_distill.corpus.report import Skips
 from clip_distill.corpus.shard_index import place_in_cache, version_of
 from clip_distill.system import paths
 from clip_distill.system.errors import InvalidValue
+from clip_distill.system.files import aside
 from clip_distill.system.talk import progress
 
 TABLES = (".parquet", ".arrow")
@@ -148,16 +148,10 @@ def _copy_of_photos(path: str) -> Path:
         found = pa.ipc.open_stream(pa.memory_map(str(copy))).schema.metadata or {}
         if version and found.get(b"version") == version.encode():
             return copy
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    aside = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}.tmp")
     schema = pa.schema({"bytes": pa.large_binary()}, metadata={"version": version})
-    try:
-        with pa.ipc.new_stream(str(aside), schema) as writer:
-            for batch in progress(batches(path), f"unpacking {paths.base_name(path)}", unit=" batches", leave=False):
-                writer.write_batch(pa.record_batch([_photos(path, batch).cast(pa.large_binary())], schema=schema))
-        os.replace(aside, copy)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(copy) as beside, pa.ipc.new_stream(str(beside), schema) as writer:
+        for batch in progress(batches(path), f"unpacking {paths.base_name(path)}", unit=" batches", leave=False):
+            writer.write_batch(pa.record_batch([_photos(path, batch).cast(pa.large_binary())], schema=schema))
     return copy
 
 

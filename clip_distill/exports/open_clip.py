@@ -6,14 +6,13 @@ Shapes: B images or captions, L tokens, S image side, D embedding.
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import safetensors.torch
 import torch
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,7 +21,7 @@ from clip_distill.exports.vocabulary import expand_vocabulary
 from clip_distill.pixels.plain import open_clip_cfg
 from clip_distill.pixels.views import normalise
 from clip_distill.system.errors import InvalidValue
-from clip_distill.system.files import write_json
+from clip_distill.system.files import write_bytes, write_json
 from clip_distill.tokens.encode import load_tokenizer, tokenize
 from clip_distill.tokens.spec import PLAIN, TokenizerSpec
 from clip_distill.tokens.trained import open_clip_options
@@ -65,8 +64,8 @@ def write(folder: Path, given: Given) -> None:
         state["logit_bias"] = torch.tensor(float(model_cfg["init_logit_bias"]))
     write_json(folder / HF_CONFIG_NAME, {"model_cfg": model_cfg, "preprocess_cfg": open_clip_cfg(image[0].preprocess)})
     # clones, since safetensors refuses tensors that share memory
-    save_file({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, folder / HF_SAFE_WEIGHTS_NAME)
-    shutil.copymode(folder / HF_CONFIG_NAME, folder / HF_SAFE_WEIGHTS_NAME)  # safetensors' own is for the owner alone
+    clones = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+    write_bytes(folder / HF_SAFE_WEIGHTS_NAME, safetensors.torch.save(clones))
     tokenizer = TokenizerSpec(**text[0].tokenizer)
     if tokenizer.source != "clip":
         loaded: Any = load_tokenizer(tokenizer)

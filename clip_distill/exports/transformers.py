@@ -15,8 +15,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clip_distill.exports.clip_model import clip_config, clip_state, is_clip
@@ -27,7 +27,7 @@ from clip_distill.exports.target import Given
 from clip_distill.exports.tokenizer_files import FILES, image_processor, write_tokenizer
 from clip_distill.pixels.views import normalise
 from clip_distill.system.errors import InvalidValue, MissingPackage
-from clip_distill.system.files import write_json
+from clip_distill.system.files import write_bytes, write_json
 from clip_distill.tokens.encode import tokenize
 from clip_distill.tokens.spec import TokenizerSpec
 from clip_distill.towers.spec import THIN
@@ -63,9 +63,8 @@ def write(folder: Path, given: Given) -> None:
     state = {name: tensor.detach().cpu() for name, tensor in state.items()}
     state = {name: tensor.to(kind) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     clones = {name: tensor.contiguous().clone() for name, tensor in state.items()}  # none may share memory
-    save_file(clones, folder / "model.safetensors", {"format": "pt"})
+    write_bytes(folder / "model.safetensors", safetensors.torch.save(clones, {"format": "pt"}))
     write_json(folder / "config.json", config)
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors' own is for the owner alone
     write_tokenizer(folder, given.text[0])
     processor = image_processor(given.image[0]) | {"processor_class": "CLIPProcessor"}
     write_json(folder / "preprocessor_config.json", processor)

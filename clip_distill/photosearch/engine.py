@@ -21,6 +21,7 @@ from clip_distill.photosearch.question import combined, terms_of
 from clip_distill.photosearch.update import Embedded, Progress, update
 from clip_distill.pixels.photos import BadImage, Photo, read_bytes_of
 from clip_distill.system.errors import InvalidValue, NotFound
+from clip_distill.system.files import only_one
 
 THUMB = 320  # pixels of the longer side, at most
 MOST_PIXELS = 50_000_000  # of an uploaded photo
@@ -72,8 +73,9 @@ class Engine:
                 seen = changes
 
         try:
-            encoder = self.model.encoder("image")
-            return update(self.index, self.folders, encoder, self.state, self.stop, kept, self.embed)
+            with only_one(self.index.path.with_name(".lock"), str(self.index.path.parent)):
+                encoder = self.model.encoder("image")
+                return update(self.index, self.folders, encoder, self.state, self.stop, kept, self.embed)
         finally:
             if seen < changes:
                 self.library.reload()

@@ -11,7 +11,6 @@ Shapes: N rows, D embedding.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from clip_distill.store.build import EmbedParts, Part
 from clip_distill.store.table import Manifest, Store
 from clip_distill.store.write import Shard
 from clip_distill.system.errors import AlreadyExists, InvalidValue, NotFound
+from clip_distill.system.files import aside
 from clip_distill.system.talk import progress
 from clip_distill.tokens.encode import tokenize
 from clip_distill.tokens.spec import TokenizerSpec
@@ -62,21 +62,18 @@ def export(out: Path, columns: Mapping[str, Column], normalise: bool = True, row
         raise AlreadyExists(f"{out} exists: name another --out, or remove it")
     total = len(next(iter(columns.values())).rows)
     parts = max(1, -(-total // rows_per_file))
-    aside = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    for name in ("metadata", *(KINDS[tower][0] for tower in columns)):
-        (aside / name).mkdir(parents=True)
-    with progress(total=total, desc="export", unit=" rows") as bar:
+    with aside(out) as beside, progress(total=total, desc="export", unit=" rows") as bar:
+        for name in ("metadata", *(KINDS[tower][0] for tower in columns)):
+            (beside / name).mkdir(parents=True)
         for part in range(parts):
             number = str(part).zfill(len(str(parts - 1)))
             chosen = slice(part * rows_per_file, min((part + 1) * rows_per_file, total))
             for tower, column in columns.items():
                 folder = KINDS[tower][0]
-                _write_part(aside / folder / f"{folder}_{number}.npy", column.store, column.rows[chosen], normalise)
+                _write_part(beside / folder / f"{folder}_{number}.npy", column.store, column.rows[chosen], normalise)
             names = {KINDS[tower][1]: c.store.ids.take(pa.array(c.rows[chosen])) for tower, c in columns.items()}
-            pq.write_table(pa.table(names), aside / "metadata" / f"metadata_{number}.parquet")
+            pq.write_table(pa.table(names), beside / "metadata" / f"metadata_{number}.parquet")
             bar.update(chosen.stop - chosen.start)
-    aside.rename(out)
     return total
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import os
@@ -20,13 +19,14 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from clip_distill.store.table import ROWS, StoreError, view_file
+from clip_distill.system.errors import Error
+from clip_distill.system.files import not_written
 from clip_distill.system.remote import Location, cache_folder, load_json, save_json, sync_folder
 from clip_distill.tokens.ragged import Ragged
 
 RECORD = "shard.json"
 CHUNK = 65536  # ids held as Python objects at a time
 GLANCE = 5.0  # seconds; far longer than a process holds a lock that it only looks at
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Photo(NamedTuple):
@@ -203,13 +203,12 @@ def _writing(folder: Location) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = str(error)
-        if error.errno in FULL and isinstance(folder, Path):
-            free = shutil.disk_usage(folder).free // 2**20
-            reason = f"the disk, a quota or a limit on file size is full ({error}; {free} MiB free)"
-        raise StoreError(
-            f"{folder}: could not write: {reason}. Finished shards are safe: make room and run the same command again."
-        ) from error
+        reason = f"{folder}: could not write: {error}. Finished shards are safe: run the same command again"
+        if isinstance(folder, Path) and isinstance(
+            known := not_written(folder, error, "Finished shards are safe"), Error
+        ):
+            reason = str(known)
+        raise StoreError(reason) from error
 
 
 @contextlib.contextmanager
@@ -224,6 +223,9 @@ def only_writer(folder: Location, rank: int, world: int) -> Iterator[None]:
     place = folder
     if not isinstance(place, Path):
         place = cache_folder() / "locks" / hashlib.sha256(str(folder).encode()).hexdigest()
+    if place.is_dir() and not os.access(place, os.W_OK):
+        yield  # a finished table need not be written to, and an unfinished one says that it can't be
+        return
     with _writing(folder):
         place.mkdir(parents=True, exist_ok=True)
     with _held(folder, place / f".lock-{rank}-of-{world}"):

@@ -9,7 +9,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
 
@@ -41,8 +41,9 @@ class Parser(ArgumentParser):
 
 
 def is_switch(action: argparse.Action) -> bool:
-    """Whether an option is true or false, and nothing else."""
-    return getattr(action, "_typehint", action.type) is bool
+    """Whether an option can be true or false."""
+    kind = getattr(action, "_typehint", action.type)
+    return kind is bool or bool in get_args(kind)
 
 
 def files_first(words: Sequence[str], actions: Sequence[argparse.Action]) -> list[str]:

@@ -22,6 +22,10 @@ class AlreadyExists(Error, FileExistsError):
     """Something that would be overwritten is there."""
 
 
+class NotWritten(Error, OSError):
+    """A file or folder could not be written; what was there before is there still."""
+
+
 class OutOfMemory(Error, MemoryError):
     """A GPU's memory is not enough; the message says which batch fits."""
 

@@ -21,9 +21,14 @@ LOGGER = logging.getLogger("clip_distill")
 EVERY = 10.0  # seconds between two lines of a stage
 
 
+def is_first() -> bool:
+    """Whether this is the first process of a run, whoever started it: torchrun, Lightning or SLURM."""
+    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
 def say(*lines: str) -> None:
-    """Say lines in the first process of a run alone, whoever started it: torchrun, Lightning or SLURM."""
-    if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+    """Say lines in the first process of a run alone."""
+    if is_first():
         for line in lines:
             LOGGER.info("%s", line)
 

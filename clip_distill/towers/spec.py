@@ -21,7 +21,7 @@ from open_clip.transformer import TextTransformer
 from torch import nn
 
 from clip_distill.system.errors import NotFound
-from clip_distill.system.files import read_json, write_json
+from clip_distill.system.files import read_json, write_bytes, write_json
 from clip_distill.system.registry import resolve
 from clip_distill.towers.attention import exact_attention
 from clip_distill.towers.text import CutTextTransformer
@@ -94,11 +94,8 @@ def count_parameters(module: nn.Module) -> int:
 
 def save_tower(folder: Path, spec: TowerSpec, module: nn.Module) -> None:
     """Write `tower.safetensors`, then `tower.json`: a folder with the JSON is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{WEIGHTS_FILE}.tmp"
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    aside.write_bytes(safetensors.torch.save(state))  # its save_file makes files that only their owner can read
-    aside.replace(folder / WEIGHTS_FILE)
+    write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(state))
     write_json(folder / SPEC_FILE, dataclasses.asdict(spec))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
@@ -16,7 +17,7 @@ from clip_distill.evaluation.loading import load_student, require_taught_by, tea
 from clip_distill.recipe import Recipe
 from clip_distill.store.table import StoreError, require_same, teacher_fingerprint
 from clip_distill.students.inherit import inherit
-from clip_distill.system.errors import AlreadyExists
+from clip_distill.system.errors import AlreadyExists, InvalidValue
 from clip_distill.system.talk import say
 from clip_distill.teachers import load_teacher
 from clip_distill.towers.spec import TOWERS, TowerSpec
@@ -24,8 +25,33 @@ from clip_distill.train.assemble import assemble, assemble_both
 from clip_distill.train.head import solve_head
 from clip_distill.train.online import OnlineTeacher
 from clip_distill.train.samples import OnlineTarget
+from clip_distill.train.stopping import require_whole
 from clip_distill.train.student import in_own_tokens
 from clip_distill.train.training import Training
+
+
+def first_students(recipe: Recipe, fresh: bool) -> tuple[Training, DistillData, Any]:
+    """What trains, with the weights it begins with; its data; and what it took from the teacher, if anything.
+
+    Args:
+        recipe: The run.
+        fresh: Whether it begins; a resumed run has weights.
+    """
+    if recipe.tower == "both":
+        return *both_students(recipe), None
+    return new_student(recipe, fresh)
+
+
+def load_weights(module: Training, checkpoint: Path) -> None:
+    """Take a checkpoint's weights, and nothing else of it.
+
+    Raises:
+        InvalidValue: It is not there, or damaged.
+    """
+    if not checkpoint.is_file():
+        raise InvalidValue(f"{checkpoint}: expected a checkpoint to go on from, found none")
+    require_whole(checkpoint)
+    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
 
 
 def new_student(recipe: Recipe, fresh: bool) -> tuple[Training, DistillData, Any]:
@@ -126,13 +152,16 @@ def prepare_folder(recipe: Recipe, out: Path) -> Path | None:
 
     last = out / "checkpoints" / "last.ckpt"
     if recipe.resume:
+        if recipe.resume == "best":
+            return None
         if last.is_file():
+            require_whole(last)
             return last
         say(f"{out}: nothing to resume from (no {last}); starting anew")
         return None
     if getattr(rank_zero_only, "rank", 0) != 0:
         return None
-    if (out / "checkpoints").exists() and not recipe.overwrite:
+    if any((out / "checkpoints").glob("*.ckpt")) and not recipe.overwrite:
         raise AlreadyExists(
             f"{out} holds a run. Use --resume to go on with it, --overwrite to replace it, or another --out"
         )

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from clip_distill.recipe import Recipe
 from clip_distill.recipes import add_recipe
 from clip_distill.system.arguments import Parser, new_parser
+from clip_distill.system.files import write_bytes
 
 TRAINER_DEFAULTS = {
     "max_epochs": 10,
@@ -63,12 +64,9 @@ def to_recipe(parser: Parser, config: Any) -> tuple[Recipe, dict[str, Any]]:
 
 def write_recipe(parser: Parser, config: Any, out: Path) -> None:
     """The complete recipe of the run, which `fit --recipe` takes again."""
-    out.mkdir(parents=True, exist_ok=True)
     chosen = config.clone()
     for key in ("recipe", "preset", "find_lr"):
         chosen.pop(key, None)
     for key in ("resume", "overwrite"):
         chosen[key] = False
-    aside = out / ".recipe.yaml.tmp"
-    aside.write_text(parser.dump(chosen, skip_unset=True), encoding="utf-8")
-    aside.replace(out / "recipe.yaml")
+    write_bytes(out / "recipe.yaml", parser.dump(chosen, skip_unset=True).encode())

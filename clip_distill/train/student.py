@@ -49,7 +49,8 @@ def build_student(recipe: Recipe, teacher: Mapping[str, Any], corpus: Corpus) ->
 
 def _own_tokenizer(recipe: Recipe, corpus: Corpus) -> TokenizerSpec:
     """The tokenizer that the recipe names or has trained; that of its last checkpoint where it goes on from one."""
-    chosen, last = recipe.student, Path(recipe.out) / "checkpoints" / "last.ckpt"
+    chosen = recipe.student
+    last = Path(recipe.out) / "checkpoints" / ("best.ckpt" if recipe.resume == "best" else "last.ckpt")
     assert chosen.tokenizer is not None
     if recipe.resume and last.is_file():
         checkpoint = torch.load(last, map_location="cpu", weights_only=True, mmap=True)

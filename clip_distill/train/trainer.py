@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from clip_distill.batches.datasets import Batch
 from clip_distill.system.allocator import forget_peak, most_resident_bytes
 from clip_distill.system.talk import EVERY, is_quiet, loudness, on_terminal, say
+from clip_distill.train.stopping import StopAtSignal, WholeCheckpoints
 
 if TYPE_CHECKING:
     from clip_distill.recipe import Recipe
@@ -60,7 +61,7 @@ def make_trainer(
     # an epoch may take hours: a kill should not cost more than this
     between = ModelCheckpoint(folder, "last", train_time_interval=SAVE_EVERY, enable_version_counter=False)
     cost = Cost()
-    callbacks: list[Callback] = [cost, best, last, between]
+    callbacks: list[Callback] = [cost, best, last, between, StopAtSignal(folder / "last.ckpt")]
     # the CSV logger empties its folder, so a resumed run logs beside what is there
     version = f"resumed-{len(list((out / 'logs').glob('resumed-*'))) + 1}" if recipe.resume else ""
     loggers: list[Logger] = [CSVLogger(out, "logs", version), TensorBoardLogger(out, "logs", version)]
@@ -79,7 +80,9 @@ def make_trainer(
         callbacks.append(LearningRateMonitor("step"))
     given = options.get("callbacks") or []
     callbacks += given if isinstance(given, list) else [given]
-    own = {"callbacks": callbacks, "logger": loggers, "use_distributed_sampler": False}
+    plugins = options.get("plugins") or []
+    plugins = [WholeCheckpoints(), *(plugins if isinstance(plugins, list) else [plugins])]
+    own = {"callbacks": callbacks, "logger": loggers, "plugins": plugins, "use_distributed_sampler": False}
     trainer = Trainer(**{**options, **own, "enable_progress_bar": bar and on_terminal()})
     return trainer, best, cost
 

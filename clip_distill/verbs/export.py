@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +10,7 @@ from clip_distill.corpus.layout import Sources
 from clip_distill.exports import EXPORT_FILE, TARGETS, TOWERS_FILE
 from clip_distill.system.arguments import Place, plain, spelt
 from clip_distill.system.errors import AlreadyExists, InvalidValue
+from clip_distill.system.files import aside, only_one
 from clip_distill.system.talk import say
 
 if TYPE_CHECKING:
@@ -108,7 +106,9 @@ def export(
     job = Job(given, students, teacher, held, max_points_lost)
     short = []
     for name, folder in folders.items():
-        found = _write_aside(folder, partial(job.write, writers[name], name))
+        with only_one(folder.with_name(f".{folder.name}.lock"), str(folder)), aside(folder) as beside:
+            beside.mkdir()
+            found = job.write(writers[name], name, beside)
         say(f"{folder}: written, read back and compared" if not found else f"{folder}: without what fell short")
         short += [f"{folder}: {each}" for each in found]
         if name == "open_clip":
@@ -220,18 +220,3 @@ def _require_free(folder: Path, overwrite: bool) -> None:
         raise AlreadyExists(f"{folder}: expected a new folder, found one; --overwrite true replaces an earlier export")
     if not any((folder / name).is_file() for name in MARKS):
         raise AlreadyExists(f"{folder}: expected an earlier export to replace, found no {' or '.join(MARKS)} in it")
-
-
-def _write_aside(folder: Path, write: Callable[[Path], list[str]]) -> list[str]:
-    """Write beside `folder`, then rename: there is a whole export at any moment after the first, or none."""
-    aside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("new", "old"))
-    aside.mkdir(parents=True)
-    try:
-        short = write(aside)
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-        return short
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from clip_distill.recipe import Recipe
 from clip_distill.recipes import read_recipe
 from clip_distill.system.arguments import Place, filled, flat, layer, parse_keys, plain
+from clip_distill.system.ends import ended_by
 from clip_distill.system.errors import Error
-from clip_distill.system.talk import say
+from clip_distill.system.files import only_one
+from clip_distill.system.talk import is_first, say
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -138,26 +142,43 @@ def train(parser: Parser, config: Any) -> Run:
     Raises:
         OutOfMemory: A GPU's memory is not enough for a batch.
     """
-    import torch
-
-    from clip_distill.system.feed import named_failures
-    from clip_distill.train.begin import both_students, new_student, prepare_folder
-    from clip_distill.train.go_on import as_it_began, progress_of, remember
+    from clip_distill.train.begin import first_students
     from clip_distill.train.learning_rate import find_lr
-    from clip_distill.train.out_of_memory import out_of_memory
-    from clip_distill.train.settings import to_recipe, write_recipe
-    from clip_distill.train.trainer import make_trainer, quiet_lightning
+    from clip_distill.train.settings import to_recipe
+    from clip_distill.train.stopping import Stopped
+    from clip_distill.train.trainer import quiet_lightning
 
     recipe, trainer_options = to_recipe(parser, config)
     out = Path(recipe.out)
-    last = None if config.find_lr else prepare_folder(recipe, out)
-    quiet_lightning()
-    if recipe.tower == "both":
-        (module, data), report = both_students(recipe), None
-    else:
-        module, data, report = new_student(recipe, fresh=last is None)
     if config.find_lr:
+        quiet_lightning()
+        module, data, _ = first_students(recipe, fresh=True)
         return Run(out, learning_rate=find_lr(module, data, trainer_options))
+    with only_one(out / ".lock", str(out)) if is_first() else nullcontext():
+        try:
+            return train_in(out, recipe, trainer_options, parser, config)
+        except Stopped as stopped:
+            recipe_file = shlex.quote(str(out / "recipe.yaml"))
+            kept = f"the step is saved; go on with: clip-distill fit --recipe {recipe_file} --resume"
+            raise ended_by(stopped.number, kept) from None
+
+
+def train_in(out: Path, recipe: Recipe, trainer_options: dict[str, Any], parser: Parser, config: Any) -> Run:
+    """Train in a folder that no other process writes to."""
+    import torch
+
+    from clip_distill.system.feed import named_failures
+    from clip_distill.train.begin import first_students, load_weights, prepare_folder
+    from clip_distill.train.go_on import as_it_began, progress_of, remember
+    from clip_distill.train.out_of_memory import out_of_memory
+    from clip_distill.train.settings import write_recipe
+    from clip_distill.train.trainer import make_trainer, quiet_lightning
+
+    last = prepare_folder(recipe, out)
+    quiet_lightning()
+    module, data, report = first_students(recipe, fresh=last is None and recipe.resume != "best")
+    if recipe.resume == "best":
+        load_weights(module, out / "checkpoints" / "best.ckpt")
     trainer, best, cost = make_trainer(recipe, trainer_options, out, module.validation.measure)
     if report is not None and trainer.is_global_zero:
         say(str(report))

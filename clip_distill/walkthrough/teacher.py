@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import safetensors.torch
 import torch
 from open_clip import ClipLoss, CustomTextCLIP
-from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -23,7 +22,7 @@ from clip_distill.corpus.layout import Split, scan
 from clip_distill.pixels.photos import read_image
 from clip_distill.pixels.views import normalise
 from clip_distill.system.errors import AlreadyExists
-from clip_distill.system.files import read_json, write_json
+from clip_distill.system.files import aside, read_json, write_bytes, write_json
 from clip_distill.system.talk import progress
 from clip_distill.tokens.encode import tokenize
 from clip_distill.tokens.spec import TokenizerSpec
@@ -164,16 +163,9 @@ def train(
 
 def save(model: CustomTextCLIP, side: int, out: Path, training: dict[str, Any]) -> None:
     """Write the open_clip folder beside `out`, then rename."""
-    aside = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)  # of an earlier run that was stopped
-    aside.mkdir(parents=True)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
-        aside / "open_clip_model.safetensors",
-    )
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     config = {"model_cfg": model_cfg(side) | {"custom_text": True}, "preprocess_cfg": preprocess_cfg(side)}
-    write_json(aside / "open_clip_config.json", config)
-    write_json(aside / MARKER, training)
-    if out.exists():
-        shutil.rmtree(out)
-    aside.rename(out)
+    with aside(out) as beside:
+        write_bytes(beside / "open_clip_model.safetensors", safetensors.torch.save(weights))
+        write_json(beside / "open_clip_config.json", config)
+        write_json(beside / MARKER, training)
