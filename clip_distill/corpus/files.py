@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 
 from clip_distill.corpus.captions import CAPTION_COLUMNS, encodable, tidy_name
@@ -90,7 +91,8 @@ def _walk(
         elif paths.suffix(name) not in IMAGE_EXTENSIONS:
             skips.add(_kind(name), path)
         elif kind == "other":
-            skips.add("broken link", path)
+            link = os.path.islink(path)
+            skips.add("broken link" if link else "not a file, but a pipe, a socket or a device", path)
         else:
             yield f"{prefix}/{name}", path, -1, -1
 

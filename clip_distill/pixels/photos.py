@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Iterator
 from functools import cached_property
 
-from PIL import ExifTags, Image, UnidentifiedImageError, features
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError, features
 from PIL.ImageFile import ImageFile
 
+from clip_distill.pixels.deep import is_deep, to_eight_bits
 from clip_distill.system import at_work
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.paths import is_url, read_bytes
@@ -27,7 +28,7 @@ try:  # the extra `heif`
 except ImportError:
     _HEIF = False
 IMAGE_EXTENSIONS = frozenset(
-    [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"] + ([".avif"] if _AVIF else [])
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"] + ([".avif"] if _AVIF else [])
 ) | (HEIF_EXTENSIONS if _HEIF else frozenset())
 RAW_EXTENSIONS = frozenset([".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".orf", ".pef", ".srw", ".raw"])
 # Pillow goes by content, not by name. Its other formats stay off: EPS, for one, would start Ghostscript.
@@ -36,6 +37,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF") + (("AVIF",) if _AVIF el
 # Palettes with transparency, odd metadata and photos over 89 megapixels all decode; one warning a file would be spam.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # an editor may write its whole history into one
 
 
 # EXIF orientation → what brings the photo upright (EXIF 3.0, tag 274); 1 is upright
@@ -160,12 +162,14 @@ class Photo:
         return self if self._orientation == 1 else Upright(self, self._orientation)
 
     def _open(self) -> ImageFile:
-        with _reasons():
+        with reasons():
             return Image.open(io.BytesIO(self._content), formats=FORMATS)
 
     def _decode(self, scale: int) -> tuple[Image.Image, int]:
         image, self._opened = self._opened or self._open(), None
-        with _reasons(), image:
+        with reasons(), image:
+            if is_deep(image):
+                return to_eight_bits(image), 1
             reached = 1
             if scale > 1 and (drafted := image.draft(None, (image.width // scale, image.height // scale))):
                 reached = round(self.size[0] / drafted[1][2])
@@ -209,10 +213,12 @@ def decode(content: bytes) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _reasons() -> Iterator[None]:
-    """Whatever a decoder raises, as a BadImage."""
+def reasons() -> Iterator[None]:
+    """Whatever decoding a photo, or bringing it to size, raises, as a BadImage."""
     try:
         yield
+    except BadImage:
+        raise
     except UnidentifiedImageError as error:
         raise BadImage("not an image") from error
     except (Image.DecompressionBombError, MemoryError) as error:

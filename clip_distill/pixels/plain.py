@@ -13,24 +13,29 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from clip_distill.pixels.photos import Photo
+from clip_distill.pixels.photos import Photo, reasons
 from clip_distill.system.errors import InvalidValue
 
 Transform = Callable[[Image.Image], Image.Image]
 EXIF = "exif"  # in a `preprocess_cfg`, beside open_clip's keys: whether photos are turned as their EXIF says
 SCALES = (8, 4, 2)  # at which libjpeg decodes
+LONG = 16  # times a side: of a photo that is longer only what is kept is resized, so that a strip takes no gigabytes
 SPARE = 2  # a part that is decoded small has at least twice the pixels of what it is brought to, in width and height
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 class Region(NamedTuple):
-    """A part of a photo, in pixels of the whole photo, and the size that it is brought to."""
+    """A part of a photo, in pixels of the whole photo, and the size that it is brought to.
 
-    left: int
-    top: int
-    right: int
-    bottom: int
+    `beyond` says that resampling reads past the part's edges, as where the whole is resized and then cropped.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
     size: tuple[int, int]  # (width, height)
+    beyond: bool = False
 
 
 class Resized:
@@ -59,10 +64,11 @@ class Resized:
     def __call__(self, photo: Photo | Image.Image) -> Image.Image:
         photo = upright(photo) if self.turns else photo
         region = self.choose(*photo.size)
-        image, scale = photo.decode(scale_for(region)) if isinstance(photo, Photo) else (photo, 1)
-        image = resize(image, region, scale, FILTERS[self.interpolation])
-        for step in self.steps:
-            image = step(image)
+        with reasons():
+            image, scale = photo.decode(scale_for(region)) if isinstance(photo, Photo) else (photo, 1)
+            image = resize(image, region, scale, FILTERS[self.interpolation])
+            for step in self.steps:
+                image = step(image)
         return image
 
 
@@ -87,6 +93,8 @@ def resize(image: Image.Image, region: Region, scale: int, resample: Image.Resam
     left, top, right, bottom = (side / scale for side in region[:4])
     # the part's edges may lie within pixels: cut outside of them, and leave the fractions to the resampling
     hull = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+    if region.beyond:
+        hull = (0, 0, *image.size)
     if hull != (0, 0, *image.size):
         image = image.crop(hull)
     box = left - hull[0], top - hull[1], right - hull[0], bottom - hull[1]
@@ -117,7 +125,15 @@ def plain_view(preprocess: Mapping[str, Any]) -> Resized:
         else:
             ratio = (max if mode == "longest" else min)(high / height, wide / width)
             new = (round(wide / ratio), round(high / ratio))
-        return Region(0, 0, wide, high, new)
+        new = max(1, new[0]), max(1, new[1])
+        if max(new) <= LONG * max(width, height):
+            return Region(0, 0, wide, high, new)
+        # what `crop_or_pad` keeps of it, in pixels of the photo
+        kept = tuple(min(found, side) for found, side in zip(new, (width, height), strict=True))
+        left, top = (round((found - side) / 2.0) for found, side in zip(new, kept, strict=True))
+        across, down = wide / new[0], high / new[1]
+        box = left * across, top * down, (left + kept[0]) * across, (top + kept[1]) * down
+        return Region(*box, (kept[0], kept[1]), beyond=True)
 
     def crop_or_pad(image: Image.Image) -> Image.Image:
         left, top = (round((found - side) / 2.0) for found, side in zip(image.size, (width, height), strict=True))

@@ -130,7 +130,14 @@ def entries(folder: str) -> Iterator[Entry]:
         return
     with os.scandir(folder) as found:
         for item in found:
-            yield Entry(item.name, item.path, "folder" if item.is_dir() else "file" if item.is_file() else "other")
+            yield Entry(item.name, item.path, _kind(item))
+
+
+def _kind(item: os.DirEntry[str]) -> str:
+    try:
+        return "folder" if item.is_dir() else "file" if item.is_file() else "other"
+    except OSError:  # a link that leads back to itself
+        return "other"
 
 
 def listed_sizes(folder: str) -> dict[str, int]:
