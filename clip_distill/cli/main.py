@@ -41,11 +41,13 @@ The usual way, one line a step (`clip-distill VERB --help` explains each):
   --quiet      results and warnings alone
   --verbose    with a traceback for every error, and all that Lightning says
   --version    the version
+  --trust_code let a recipe or a student's folder import code that it names (module:Attr)
 Colours and bars are for terminals; NO_COLOR=1 leaves out the colours there, too.
 
 See it work first, offline: clip-distill quickstart
 """
 TRAIN = ("torch", "torchvision", "lightning", "open_clip", "timm", "torchmetrics")  # of the extra `train`
+TRUST_FLAGS = {"--trust_code", "--trust-code"}
 LOUDNESS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
 
 
@@ -53,7 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of the `clip-distill` command; known errors end as one message and exit code 1."""
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = [word for word in words if word in LOUDNESS]
-    words = [word for word in words if word not in LOUDNESS]
+    if TRUST_FLAGS & set(words):
+        os.environ["CLIP_DISTILL_TRUST_CODE"] = "1"
+    words = [word for word in words if word not in LOUDNESS.keys() | TRUST_FLAGS]
     verb = words[0] if words else "--help"
     if verb in ("-h", "--help"):
         print(USAGE.format(verbs="\n".join(f"  {name:<11} {text}" for name, text in VERBS.items())))

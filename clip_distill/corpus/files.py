@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
-from clip_distill.corpus.captions import CAPTION_COLUMNS, encodable, tidy_name
+from clip_distill.corpus.captions import encodable, tidy_name
+from clip_distill.corpus.columns import CAPTION_COLUMNS
 from clip_distill.corpus.report import Skips
 from clip_distill.corpus.shards import shard_images
 from clip_distill.corpus.tables import TABLES, is_table, saved_dataset, schema_of, table_images

@@ -235,6 +235,9 @@ def _caption_table(files: list[str], sources: Sources, ids: pa.ChunkedArray, rep
     report.captions = table.num_rows
     report.duplicates = table.num_rows - pc.count_distinct(table.column("text")).as_py()
     report.captions_without_photo = image_ids.null_count - names.null_count
+    if len(ids) and names.null_count < len(names) and image_ids.null_count == len(image_ids):
+        name, id = names.drop_null()[0].as_py(), ids[0].as_py()
+        report.notes.append(f"no caption belongs to a photo here: captions name {name!r}, …, photos are {id!r}, …")
     report.photos_without_captions = len(ids) - pc.count_distinct(image_ids, mode="only_valid").as_py()
     return pa.table({"text": table.column("text"), "image_id": image_ids})
 

@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from clip_distill.system.errors import InvalidValue
-from clip_distill.system.files import aside
+from clip_distill.system.files import aside, cache_folder
 from clip_distill.system.paths import base_name, is_url, open_binary, real_path
-from clip_distill.system.remote import cache_folder
 from clip_distill.system.talk import progress
 
 SCHEMA = pa.schema({"name": pa.large_binary(), "offset": pa.int64(), "size": pa.int64()})

@@ -10,9 +10,11 @@ import json
 import re
 from collections.abc import Iterator
 
+from clip_distill.corpus.decoding import decoded
 from clip_distill.corpus.report import Skips
 from clip_distill.corpus.shard_index import Member, members
 from clip_distill.pixels.photos import IMAGE_EXTENSIONS
+from clip_distill.system.errors import InvalidValue
 from clip_distill.system.paths import base_name, open_binary
 
 # webdataset's own rule: the key ends at the first dot of the base name
@@ -60,10 +62,11 @@ def shard_captions(path: str, skips: Skips) -> Iterator[tuple[object, str]]:
             file.seek(fields[kind].offset)
             content = file.read(fields[kind].size)
             try:
-                yield content.decode("utf-8") if kind == "txt" else json.loads(content)["caption"], sample
-            except UnicodeDecodeError:
+                text = decoded(content, sample)
+                yield text if kind == "txt" else json.loads(text)["caption"], sample
+            except InvalidValue:
                 skips.add("caption is not UTF-8", sample)
-            except (json.JSONDecodeError, KeyError, TypeError):
+            except (json.JSONDecodeError, RecursionError, KeyError, TypeError):
                 skips.add('.json without a "caption"', sample)
 
 

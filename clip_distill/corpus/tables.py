@@ -131,12 +131,12 @@ def _require_photos(path: str, schema: pa.Schema) -> int:
 def _open_arrow(path: str, source: pa.Buffer) -> Iterator[pa.RecordBatch]:
     """The batches of an Arrow file, which is a stream in `datasets`, a file with an index elsewhere."""
     try:
-        if source.slice(0, 6).to_pybytes() == b"ARROW1":
+        if source.size >= 6 and source.slice(0, 6).to_pybytes() == b"ARROW1":
             file = pa.ipc.open_file(source)
             yield from (file.get_batch(i) for i in range(file.num_record_batches))
         else:
             yield from pa.ipc.open_stream(source)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise InvalidValue(f"{path}: expected an Arrow file, found: {error}") from error
 
 
@@ -196,5 +196,5 @@ def _arrow_bytes(path: str) -> pa.Buffer:
 def _parquet(path: str, file: object) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise InvalidValue(f"{path}: expected a parquet file, found: {error}") from error

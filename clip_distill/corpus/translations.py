@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clip_distill.corpus.captions import encodable
+from clip_distill.corpus.decoding import encoding_of_file, lines_of
 from clip_distill.corpus.layout import Corpus
 from clip_distill.corpus.report import Skips
 from clip_distill.system import paths
@@ -143,19 +144,17 @@ def _read(path: str, columns: Columns, skips: Skips) -> Iterator[Row]:
 
 def _tsv_lines(path: str, skips: Skips) -> Iterator[list[str] | None]:
     """The cells of each line, None for one that is skipped and counted."""
-    with paths.open_binary(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8").split("\t")
-            except UnicodeDecodeError:
-                skips.add("row is not UTF-8", f"{path}, row {number}")
-                yield None
+    before = 0
+    for number, line in lines_of(path, skips):
+        yield from [None] * (number - before - 1)  # lines that were skipped, so that rows keep their numbers
+        before = number
+        yield line.split("\t")
 
 
 def _csv_lines(path: str) -> Iterator[list[str]]:
     with paths.open_binary(path) as file:
         try:
-            yield from csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
+            yield from csv.reader(io.TextIOWrapper(file, encoding_of_file(path), newline=""))
         except (UnicodeDecodeError, csv.Error) as error:
             raise InvalidValue(f"{path}: expected a CSV in UTF-8, found: {error}") from error
 

@@ -6,7 +6,9 @@ Shapes: N photos, C classes, T templates.
 from __future__ import annotations
 
 import csv
+import io
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from torch import Tensor
 
+from clip_distill.corpus.decoding import decoded
 from clip_distill.corpus.pairs import find_photos
 from clip_distill.system.errors import InvalidValue
 
@@ -74,6 +77,11 @@ def find_classes(images: pa.Table, labels: str | None, names: str | None) -> Cla
             f"{names}: expected a name for each of {len(known)} labels (label, tab, name), found none for "
             f"{len(lacking)}, for instance {lacking[0]!r}"
         )
+    if len(called) < 2:
+        raise InvalidValue(f"expected two classes or more to choose among, found {len(called)}: {', '.join(called)}")
+    several = [name for name, times in Counter(called.values()).items() if times > 1]
+    if several:
+        raise InvalidValue(f"expected each class under a name of its own, found {several[0]!r} for several")
     if not known:
         return Classes(images, list(called.values()), None)
     rows = np.flatnonzero([bool(each) for each in found]) if not labels else np.arange(len(images))
@@ -96,8 +104,8 @@ def _labelled(ids: pa.ChunkedArray, file: str) -> list[list[str]]:
     Raises:
         InvalidValue: It has no such columns, or names none of the photos.
     """
-    with open(file, encoding="utf-8-sig", newline="") as opened:
-        rows = list(csv.DictReader(opened, delimiter="\t" if Path(file).suffix == ".tsv" else ","))
+    lines = io.StringIO(decoded(Path(file).read_bytes(), file), newline="")
+    rows = list(csv.DictReader(lines, delimiter="\t" if Path(file).suffix == ".tsv" else ","))
     header = {name.strip().lower(): name for name in (rows[0] if rows else {}) if name}
     photo, label = (next((header[n] for n in known if n in header), None) for known in (PHOTO_COLUMNS, LABEL_COLUMNS))
     if photo is None or label is None:
@@ -122,9 +130,13 @@ def _labelled(ids: pa.ChunkedArray, file: str) -> list[list[str]]:
 
 def _names(file: str) -> dict[str, str]:
     """Label → name, of a file with a line a class."""
-    lines = [line for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line for line in decoded(Path(file).read_bytes(), file).splitlines() if line.strip()]
     pairs = [[part.strip() for part in line.split("\t", 1)] for line in lines]
-    return {each[0]: each[-1] for each in pairs}
+    found = {each[0]: each[-1] for each in pairs}
+    if len(found) < len(pairs):
+        twice = next(name for name, times in Counter(each[0] for each in pairs).items() if times > 1)
+        raise InvalidValue(f"{file}: expected each class once, found {twice!r} on several lines")
+    return found
 
 
 def templates_of(name: str) -> list[str]:
@@ -137,7 +149,7 @@ def templates_of(name: str) -> list[str]:
         return TEMPLATES[name]
     if not Path(name).is_file():
         raise InvalidValue(f"--templates: expected {', '.join(TEMPLATES)} or a file with a line each, found {name!r}")
-    found = [line.strip() for line in Path(name).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    found = [line.strip() for line in decoded(Path(name).read_bytes(), name).splitlines() if line.strip()]
     if not found or (bad := next((line for line in found if "{}" not in line), None)) is not None:
         raise InvalidValue(
             f"{name}: expected lines with {{}} where the class goes, found {bad if found else 'no line'!r}"

@@ -97,7 +97,7 @@ def closeness(student: Tensor, teacher: Tensor | None) -> dict[str, Any]:
     sample = slice(None, None, -(-len(student) // NEIGHBOUR_ROWS))
     return {
         "mean_cosine": mean_cosine(student, teacher),
-        "neighbour_overlap": neighbour_overlap(student[sample], teacher[sample]),
+        "neighbour_overlap": None if len(student) < 2 else neighbour_overlap(student[sample], teacher[sample]),
         "match": match_metrics(student[sample], teacher[sample]),
     }
 

@@ -123,7 +123,11 @@ def measures(own: Tensor, theirs: Tensor, among: Tensor | None) -> dict[str, Any
         among: [M, D] the teacher's embeddings of what they are to find; None where there is nothing.
     """
     near = closeness(own, theirs)
-    found = {"cosine": near["mean_cosine"], "neighbours": 100 * near["neighbour_overlap"], "same": None}
+    found = {
+        "cosine": near["mean_cosine"],
+        "neighbours": 100 * near["neighbour_overlap"],
+        "same": None,
+    }
     return found | {"same": None if among is None else same_first(own, theirs, among)}
 
 

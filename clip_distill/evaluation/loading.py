@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from clip_distill.exports import TOWERS_FILE
+from clip_distill.exports import OPEN_CLIP_FILE, TOWERS_FILE
 from clip_distill.store.ensemble import open_table
 from clip_distill.store.table import StoreError, require_same
 from clip_distill.system.errors import InvalidValue
@@ -31,9 +31,10 @@ def load_student(name: str, tower: Tower) -> tuple[TowerSpec, nn.Module]:
     Raises:
         ValueError: The name is neither, or the run trained the other tower.
     """
-    if not Path(name).is_dir():
+    folder = Path(name)
+    if not folder.is_dir() or (folder / OPEN_CLIP_FILE).is_file():
         try:
-            spec, module = load_teacher(name, tower)
+            spec, module = load_teacher(f"local-dir:{name}" if folder.is_dir() else name, tower)
         except ValueError as error:
             raise InvalidValue(
                 f"{name}: expected a run's folder or a teacher's name; no such folder, and {error}"

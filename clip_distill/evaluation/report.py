@@ -107,7 +107,10 @@ def towers_table(report: dict[str, Any]) -> Table:
         table.add_row(f"teacher, {tower}", report["teacher"]["name"], millions(parameters))
     for tower, student in report["students"].items():
         cosine, overlap = student["mean_cosine"], student["neighbour_overlap"]
-        closeness = ["–"] * 2 if cosine is None else [f"{cosine:.4f}", f"{100 * overlap:.0f}%"]
+        closeness = [
+            "–" if cosine is None else f"{cosine:.4f}",
+            "–" if overlap is None else f"{100 * overlap:.0f}%",
+        ]
         if student["match"] is not None:
             closeness += [f"{student['match'][name]:.1f}" for name in ("match_r1", "match_r10")]
         table.add_row(f"student, {tower}", student["name"], millions(student["parameters"]), *closeness)

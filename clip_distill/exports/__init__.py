@@ -30,5 +30,6 @@ PROGRAMS = {
     "sentence-transformers": ("SentenceTransformer(DIR).encode", "'clip-distill[sentence-transformers]'"),
 }
 
+OPEN_CLIP_FILE = "open_clip_config.json"
 TOWERS_FILE = "towers.json"  # says how the files of an exported folder are fed
 EXPORT_FILE = "export.json"  # says what made an exported folder, and what was measured

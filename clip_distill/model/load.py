@@ -7,17 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_distill.exports import TOWERS_FILE
+from clip_distill.exports import OPEN_CLIP_FILE, TOWERS_FILE
 from clip_distill.model.model import Model
 from clip_distill.system.arguments import Place
 from clip_distill.system.errors import InvalidValue, NotFound
 from clip_distill.system.files import read_json
+from clip_distill.system.registry import require_trust
 
 if TYPE_CHECKING:
     from clip_distill.model.encoder import Encoder
 
 TOWERS = ("image", "text")
-TOWER_FILE, OPEN_CLIP_FILE = "tower.json", "open_clip_config.json"
+TOWER_FILE = "tower.json"
 CONFIG_FILE = "config.json"  # of transformers
 
 
@@ -97,6 +98,7 @@ def _transformers(folder: Path, tower: str | None, device: str) -> dict[str, Enc
 
     state, found = load_file(folder / "model.safetensors"), {}
     for each in TOWERS:
+        require_trust(str(folder / CONFIG_FILE), config[each])
         spec, prefix = TowerSpec(**config[each]), f"{each}_tower."
         module = spec.build().eval()
         module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

@@ -18,12 +18,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clip_distill.system.errors import InvalidValue
+from clip_distill.system.errors import InvalidValue, NotWritten
+from clip_distill.system.talk import say
 
 Floats = NDArray[np.float32]
 Kind = Literal["float16", "int8"]
 FILE = "index.sqlite3"
 PART = 4096  # rows that are read at a time
+COLUMNS = (
+    "id, path, size, modified, digest, taken, width, height, vector FROM photos",
+    "path, size, modified, reason FROM unread",
+    "photo, image FROM thumbs",
+)
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS photos (
@@ -91,6 +98,14 @@ class Contents:
     matrix: Floats
 
 
+def not_kept(folder: Path, error: Exception) -> NotWritten:
+    """The error of an index that can't be kept where it should."""
+    return NotWritten(
+        f"{folder}: the index can't be kept there: {error}. Name another folder with --index, or another cache folder "
+        "for all that is kept by CLIP_DISTILL_CACHE (or XDG_CACHE_HOME)"
+    )
+
+
 class Index:
     """One index; every method opens a connection of its own, so threads and processes may share it.
 
@@ -101,23 +116,60 @@ class Index:
 
     Raises:
         InvalidValue: It was made by something else.
+        NotWritten: It can't be kept there.
     """
 
     def __init__(self, folder: Path, made_by: dict[str, Any], kind: Kind = "float16") -> None:
         self.path, self.kind, self.dim = folder / FILE, kind, int(made_by["dim"])
-        folder.mkdir(parents=True, exist_ok=True)
         wanted = json.dumps(made_by | {"kind": kind}, sort_keys=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            found = self._begin(wanted)
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # of its message, or of a table's name
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in DAMAGED:
+                raise not_kept(folder, error) from error
+            self._set_aside(error)
+            found = self._begin(wanted)
+        except OSError as error:
+            raise not_kept(folder, error) from error
+        if found != wanted:
+            raise InvalidValue(f"{self.path}: expected an index made by {wanted}, found {found}. Name another --index")
+
+    def _begin(self, wanted: str) -> str:
+        """Make the tables where there are none; what the index was made by.
+
+        Raises:
+            DatabaseError: The file is cut, or changed where it can be noticed.
+        """
         with self._connect() as database:
             database.executescript("PRAGMA journal_mode = WAL;" + SCHEMA)
             database.execute("INSERT OR IGNORE INTO facts VALUES ('made_by', ?)", (wanted,))
-            found = database.execute("SELECT value FROM facts WHERE key = 'made_by'").fetchone()[0]
-        if found != wanted:
-            raise InvalidValue(f"{self.path}: expected an index made by {wanted}, found {found}. Name another --index")
+            found = str(database.execute("SELECT value FROM facts WHERE key = 'made_by'").fetchone()[0])
+            for columns in COLUMNS:
+                database.execute(f"SELECT {columns} LIMIT 1")
+            said = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if said == "ok" and found == wanted:
+                odd = "SELECT count(*) FROM photos WHERE typeof(path) != 'text' OR length(vector) != ?"
+                width = np.dtype(self.kind).itemsize * self.dim
+                said = database.execute(odd, (width,)).fetchone()[0] or "ok"
+        if said != "ok":
+            raise sqlite3.DatabaseError(said)
+        return found
+
+    def _set_aside(self, error: Exception) -> None:
+        """Put a damaged index out of the way: it can be made anew from the photos."""
+        kept = self.path.with_suffix(".damaged")
+        self.path.replace(kept)
+        for rest in ("-wal", "-shm"):
+            Path(f"{self.path}{rest}").unlink(missing_ok=True)
+        say(f"{self.path}: the index is damaged ({error}): it lies in {kept.name}, and a new one is made of the photos")
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
         """A connection whose block is one transaction."""
         with closing(sqlite3.connect(self.path, timeout=60)) as database, database:
+            # a path that is damaged is one that is gone: its photo is indexed anew
+            database.text_factory = lambda content: content.decode(errors="replace")
             database.execute("PRAGMA synchronous = NORMAL")  # in WAL mode a crash may undo the last batch, no more
             yield database
 

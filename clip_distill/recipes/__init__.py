@@ -11,6 +11,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # publi
 
 from clip_distill.system.arguments import Parser, Place
 from clip_distill.system.errors import InvalidValue, NotFound
+from clip_distill.system.registry import require_trust
 
 FOLDER = Path(__file__).parent
 
@@ -40,12 +41,16 @@ def find_recipe(place: Place) -> Path:
     )
 
 
-def read_recipe(place: Place) -> dict[str, Any]:
-    """A recipe's settings, not checked yet; `place` as for `find_recipe`.
+def read_recipe(place: Place, runs: bool = True) -> dict[str, Any]:
+    """A recipe's settings, not checked yet.
+
+    Args:
+        place: As for `find_recipe`.
+        runs: Whether what the recipe names is to be imported.
 
     Raises:
         NotFound: It is not there.
-        InvalidValue: It is no mapping of keys to values.
+        InvalidValue: It is no mapping of keys to values, or names code of a stranger's.
     """
     path = find_recipe(place)
     try:
@@ -53,7 +58,13 @@ def read_recipe(place: Place) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise InvalidValue(f"{path}: expected a recipe's YAML, found: {error}") from error
     if not isinstance(found, dict):
-        raise InvalidValue(f"{path}: expected a recipe's keys and values, found {type(found).__name__}")
+        raise InvalidValue(
+            f"{path}: expected a recipe's keys and values, such as `tower: text`, found "
+            f"{'nothing' if found is None else type(found).__name__}; `clip-distill fit --recipe {recipe_names()[0]} "
+            "--print_config` prints one"
+        )
+    if runs:
+        require_trust(str(path), found)
     return found
 
 
@@ -70,4 +81,8 @@ class ByName(ActionConfigFile):
             path = find_recipe(values)
         except NotFound as error:
             raise TypeError(str(error)) from error  # what argparse tells as an argument that does not fit
+        try:
+            read_recipe(path)
+        except InvalidValue as error:
+            raise TypeError(str(error)) from error
         super().__call__(parser, cfg, str(path), option_string)  # type: ignore[no-untyped-call]

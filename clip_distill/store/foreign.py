@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,9 +93,16 @@ def _checked(place: str, index: Index) -> Index:
         )
     wide = rows.astype(np.float32)
     length = np.linalg.norm(wide, axis=1, keepdims=True)
-    bad = int((~(np.isfinite(length) & (length > 0))).sum())
-    if bad:
-        raise InvalidValue(f"{place}: expected embeddings of some length, found {bad} of {len(rows)} without one")
+    for what, bad in (("not finite (NaN or infinite)", ~np.isfinite(length)), ("all zeros", length == 0)):
+        if bad.any():
+            first = int(np.flatnonzero(bad)[0])
+            raise InvalidValue(
+                f"{place}: expected finite embeddings with a direction, found {int(bad.sum())} of {len(rows)} that are "
+                f"{what}, the first of {index.names[first]!r} (row {first})"
+            )
+    if len(set(index.names)) < len(index.names):
+        twice, times = Counter(index.names).most_common(1)[0]
+        raise InvalidValue(f"{place}: expected each photo once, found {twice!r} {times} times")
     return Index(index.kind, index.names, wide / length, index.teacher)
 
 

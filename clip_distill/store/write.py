@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from clip_distill.store.table import ROWS, StoreError, view_file
 from clip_distill.system.errors import Error
-from clip_distill.system.files import not_written
-from clip_distill.system.remote import Location, cache_folder, load_json, save_json, sync_folder
+from clip_distill.system.files import cache_folder, not_written
+from clip_distill.system.remote import Location, load_json, save_json, sync_folder
 from clip_distill.tokens.ragged import Ragged
 
 RECORD = "shard.json"

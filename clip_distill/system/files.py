@@ -83,11 +83,19 @@ def not_written(path: Path, error: OSError, kept: str = "What was there is there
         there = next(each for each in path.absolute().parents if each.is_dir())
         free = shutil.disk_usage(there).free / 2**20
         reason, fix = f"the disk, a quota or a limit on file size is full ({free:,.0f} MiB free)", "make room"
-    elif error.errno in READ_ONLY:
+    elif error.errno in READ_ONLY or not path.parent.is_dir():
         reason, fix = "the folder can't be written to", "name another folder, or let this user write to it"
+        if cache_folder() in path.parents:
+            fix = "set CLIP_DISTILL_CACHE (or XDG_CACHE_HOME) to a folder that this user can write to"
     else:
         return error
     return NotWritten(f"{path}: could not write: {reason}: {error}. {kept}: {fix}, and run the same command again")
+
+
+def cache_folder() -> Path:
+    """Where downloads lie: $CLIP_DISTILL_CACHE, else `clip-distill` in the user's cache folder."""
+    fallback = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-distill"
+    return Path(os.environ.get("CLIP_DISTILL_CACHE") or fallback)
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_distill.system.errors import InvalidValue
-from clip_distill.system.files import write_bytes
-from clip_distill.system.remote import cache_folder
+from clip_distill.system.files import cache_folder, write_bytes
 
 REGISTRY = "https://registry.npmjs.org"
 TIMEOUT = 120.0  # seconds

@@ -18,7 +18,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from clip_distill.system.errors import InvalidValue
-from clip_distill.system.files import read_json, sha256, write_json
+from clip_distill.system.files import cache_folder, read_json, sha256, write_json
 from clip_distill.system.paths import is_file, is_url, reaching, read_bytes
 
 
@@ -129,12 +129,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def cache_folder() -> Path:
-    """Where downloads lie: $CLIP_DISTILL_CACHE, else `clip-distill` in the user's cache folder."""
-    fallback = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-distill"
-    return Path(os.environ.get("CLIP_DISTILL_CACHE") or fallback)
 
 
 def local_copy(path: Location, digest: str) -> Path:

@@ -22,7 +22,7 @@ from torch import nn
 
 from clip_distill.system.errors import NotFound
 from clip_distill.system.files import read_json, write_bytes, write_json
-from clip_distill.system.registry import resolve
+from clip_distill.system.registry import require_trust, resolve
 from clip_distill.towers.attention import exact_attention
 from clip_distill.towers.text import CutTextTransformer
 from clip_distill.towers.thin import make_thin
@@ -113,7 +113,9 @@ def load_tower(folder: Path | str) -> tuple[TowerSpec, nn.Module]:
             f"{folder}: expected a student ({SPEC_FILE} and {WEIGHTS_FILE}, written when `clip-distill fit` ends), "
             "found " + ("none of them" if folder.is_dir() else "no such folder")
         )
-    spec = TowerSpec(**read_json(folder / SPEC_FILE))
+    described = read_json(folder / SPEC_FILE)
+    require_trust(str(folder / SPEC_FILE), described)
+    spec = TowerSpec(**described)
     module = spec.build()
     module.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
     return spec, module.eval()

@@ -29,7 +29,7 @@ from clip_distill.train.distill_both import BothDistiller
 from clip_distill.train.prompted import drawn_each_epoch, with_prompts
 from clip_distill.train.samples import OnlineTarget, make_captions, make_images, make_photo_captions, pack_loader
 from clip_distill.train.student import build_student
-from clip_distill.train.tables import Tables, draw_bank, open_pairs, open_tables
+from clip_distill.train.tables import Tables, draw_bank, is_foreign, open_pairs, open_tables
 from clip_distill.train.validation import Validation, load_both, load_validation
 
 
@@ -59,8 +59,8 @@ def assemble(recipe: Recipe, online: OnlineTarget | None = None, teach: Any = No
             )
         corpus, validation, val_rows = hold_out(corpus, tower, tables.train[tower], recipe.holdout)
     else:
-        foreign = recipe.translations is not None or recipe.target == "photo"
-        validation, val_rows = load_validation(tower, tables.val["image"], tables.val["text"], corpus.val, foreign)
+        read = tables.val["image"], tables.val.get("text")
+        validation, val_rows = load_validation(tower, *read, corpus.val, is_foreign(recipe))
     own = 0  # rows that every epoch has, beside prompts
     if recipe.prompts and captions:
         own = len(corpus.train.captions.column("text").unique())

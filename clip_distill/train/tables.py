@@ -7,6 +7,7 @@ Shapes: K rows of the bank, D embedding.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,8 @@ class Tables:
 
     def teacher(self, tower: Tower) -> dict[str, Any]:
         """The teacher's record, as the table of this tower has it."""
-        return (self.val[tower] if tower in self.val else self.train[tower]).manifest.teacher
+        tables = [each[tower] for each in (self.val, self.train) if tower in each]
+        return (tables or list(self.val.values()))[0].manifest.teacher
 
 
 def other(tower: Tower) -> Tower:
@@ -60,7 +62,7 @@ def open_tables(recipe: Recipe, held_out: bool = False, captions: int = 0) -> Ta
         StoreError: A table is missing or unfinished, or another teacher made it.
         ValueError: There is no such loss.
     """
-    val = {} if held_out else {tower: open_table(recipe.store, tower, "val") for tower in TOWERS}
+    val = {} if held_out else validation_tables(recipe)
     own: list[Tower] = list(TOWERS) if recipe.tower == "both" else [recipe.one]
     wanted: list[Tower] = own if recipe.target == "stored" or held_out else []
     if recipe.target == "photo":
@@ -72,8 +74,25 @@ def open_tables(recipe: Recipe, held_out: bool = False, captions: int = 0) -> Ta
     if needed(recipe.loss.names):
         train |= {other(tower): _compared_with(recipe, other(tower)) for tower in own if other(tower) not in train}
     for table in train.values():
-        require_teacher(table, train[wanted[0]] if held_out else val[own[0]])
+        require_teacher(table, train[wanted[0]] if held_out else val["image"])
     return Tables(val, train)
+
+
+def is_foreign(recipe: Recipe) -> bool:
+    """Whether a text student may read a language that its teacher does not."""
+    return bool(recipe.translations) or recipe.target == "photo"
+
+
+def validation_tables(recipe: Recipe) -> dict[Tower, Store]:
+    """What a run is validated by: photos and captions, or for a student of another language the photos alone.
+
+    Raises:
+        StoreError: A table is missing or unfinished.
+    """
+    tables: dict[Tower, Store] = {"image": open_table(recipe.store, "image", "val")}
+    with suppress(StoreError) if is_foreign(recipe) else nullcontext():
+        tables["text"] = open_table(recipe.store, "text", "val")
+    return tables
 
 
 def _compared_with(recipe: Recipe, tower: Tower) -> Store:

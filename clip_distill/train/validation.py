@@ -73,14 +73,14 @@ class Validation:
 
 
 def load_validation(
-    tower: Tower, images: Store, texts: Store, split: Split, foreign: bool = False
+    tower: Tower, images: Store, texts: Store | None, split: Split, foreign: bool = False
 ) -> tuple[Validation, pa.Table]:
     """Join a split's photos and captions with what the store has of them.
 
     Args:
         tower: Which tower the student replaces.
         images: The teacher's embeddings of the photos.
-        texts: The teacher's embeddings of the captions.
+        texts: The teacher's embeddings of the captions; None for a foreign student alone.
         split: The photos and captions.
         foreign: A text student's captions may be in a language that the teacher does not know. Where the store lacks
             any of them, all count, and nothing is compared with the teacher's text tower.
@@ -94,7 +94,7 @@ def load_validation(
     """
     photos, rows = _stored_photos(images, texts, split)
     captions = split.require_captions()
-    if tower == "text" and foreign and (texts.find(captions.column("text")) < 0).any():
+    if texts is None or (tower == "text" and foreign and (texts.find(captions.column("text")) < 0).any()):
         return _without_teacher(captions, photos, _rows(images, rows))
     validation, photos, texts_used = _joined(images, texts, captions, photos, rows)
     if tower == "image":
@@ -108,14 +108,15 @@ def load_both(images: Store, texts: Store, split: Split) -> tuple[Validation, pa
     return _joined(images, texts, split.require_captions(), photos, rows)
 
 
-def _stored_photos(images: Store, texts: Store, split: Split) -> tuple[pa.Table, NDArray[np.int64]]:
+def _stored_photos(images: Store, texts: Store | None, split: Split) -> tuple[pa.Table, NDArray[np.int64]]:
     """The split's photos that the store has, and their rows there; the two tables must be of one teacher."""
-    require_same(
-        f"{texts.folder}, beside {images.folder.name},",
-        teacher_fingerprint(images.manifest.teacher),
-        teacher_fingerprint(texts.manifest.teacher),
-        "Run `clip-distill embed` for both towers with one teacher, into one --store.",
-    )
+    if texts is not None:
+        require_same(
+            f"{texts.folder}, beside {images.folder.name},",
+            teacher_fingerprint(images.manifest.teacher),
+            teacher_fingerprint(texts.manifest.teacher),
+            "Run `clip-distill embed` for both towers with one teacher, into one --store.",
+        )
     photos = split.require_images()
     rows = images.find(photos.column("id"))
     say_missing(images, int((rows < 0).sum()))

@@ -141,7 +141,7 @@ def where(run: str, data: str | None, store: str | None, sources: Sources) -> tu
     from clip_distill.recipes import read_recipe
 
     file = Path(run) / "recipe.yaml"
-    recipe = read_recipe(file) if file.is_file() else {}
+    recipe = read_recipe(file, runs=False) if file.is_file() else {}
     store = store or recipe.get("store")
     if store is None:
         raise InvalidValue(f"expected --store, since {run} has no recipe.yaml that names one")

@@ -176,7 +176,7 @@ def make_engine(
     from clip_distill.photosearch.models import both_towers, identity, score_of
     from clip_distill.photosearch.narrow import narrowed
     from clip_distill.pixels.plain import EXIF
-    from clip_distill.system.remote import cache_folder
+    from clip_distill.system.files import cache_folder
 
     model, places = both_towers(names, teacher, device)
     encoder = model.encoder("image")

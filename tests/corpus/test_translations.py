@@ -65,10 +65,10 @@ def test_what_is_left_out_is_counted_with_its_first_place(tmp_path: Path) -> Non
     assert skips.counts == {
         "row with too few columns": 1,
         "empty original or translation": 1,
-        "row is not UTF-8": 1,
+        "line is not UTF-8": 1,
         "pair that is there already": 1,
     }
-    assert [skips.examples[reason].split(", ")[-1] for reason in skips.counts] == ["row 3", "row 4", "row 5", "狗"]
+    assert [skips.examples[reason].split(", ")[-1] for reason in skips.counts] == ["row 3", "row 4", "line 5", "狗"]
 
 
 def test_several_files_and_patterns_are_one_set(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_several_files_and_patterns_are_one_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.tsv", "一只狗\t狗\n".encode("gb18030"), "found none.*in UTF-8 .*skipped 1: row is not UTF-8"),
+        ("a.tsv", "一只狗\t狗\n".encode("gb18030"), "found none.*in UTF-8 .*skipped 1: line is not UTF-8"),
         ("a.csv", "一只狗,狗\n".encode("gb18030"), "expected a CSV in UTF-8"),
         ("a.tsv", b"", "expected pairs of an original and its translation, found none"),
         ("a.parquet", b"nothing", "expected a parquet file"),

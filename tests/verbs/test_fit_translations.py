@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from clip_distill.cli import main as cli
 from clip_distill.corpus.layout import Sources, scan
@@ -105,6 +107,13 @@ def test_it_is_measured_on_captions_that_the_teacher_never_saw(
     assert "val/t2i_r10" in metrics and "val/cosine" not in metrics
     with pytest.raises(SystemExit, match="expected all captions of the val split, found 24 of 24 missing"):
         cli.main(["evaluate", *options])  # without a student, nobody could read them
+
+
+def test_it_needs_no_captions_of_the_teacher_to_be_validated(run: Path, world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.store, tmp_path / "store", ignore=shutil.ignore_patterns("text-val"))
+    world._replace(store=tmp_path / "store").fit(tmp_path / "run")
+    one, other = (load_file(each / "student/tower.safetensors") for each in (run, tmp_path / "run"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_an_exported_folder_gives_the_same_embeddings_in_open_clip(run: Path, world: World, tmp_path: Path) -> None:
