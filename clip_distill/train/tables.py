@@ -6,6 +6,7 @@ Shapes: K rows of the bank, D embedding.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,7 @@ def _compared_with(recipe: Recipe, tower: Tower) -> Store:
         names = " and ".join(name for name in recipe.loss.names if needed([name]))
         raise StoreError(
             f"{names}: expected the teacher's {tower} embeddings to compare with. {error}\n"
-            f"Here: clip-distill embed --data … --teacher … --store {recipe.store} --tower {tower} --split train"
+            f"Here: clip-distill embed --data … --teacher … --store {shlex.quote(recipe.store)} --tower {tower} --split train"
         ) from error
 
 
