@@ -78,17 +78,15 @@ def images_of(source: str, recursive: bool, skips: Skips) -> Iterator[tuple[str,
 def _walk(
     folder: str, prefix: str, recursive: bool, skips: Skips, seen: set[str]
 ) -> Iterator[tuple[str, str, int, int]]:
-    """The photos in a folder. `seen` holds the folders on the way, for links that lead back to one of them."""
+    """The photos in a folder. `seen` holds the folders that were read, for links that lead to one of them."""
+    folders = []
     for name, path, kind in paths.entries(folder):
         if name.startswith("."):
             skips.add("hidden", path)
         elif kind == "folder" and not recursive:
             skips.add("folder inside a folder of photos; read with --sources.recursive true", path)
-        elif kind == "folder" and paths.real_path(path) in seen:
-            skips.add("folder that was read already, under another name", path)
         elif kind == "folder":
-            seen.add(paths.real_path(path))
-            yield from _walk(path, f"{prefix}/{name}", recursive, skips, seen)
+            folders.append((name, path))
         elif paths.suffix(name) not in IMAGE_EXTENSIONS:
             skips.add(_kind(name), path)
         elif kind == "other":
@@ -96,6 +94,12 @@ def _walk(
             skips.add("broken link" if link else "not a file, but a pipe, a socket or a device", path)
         else:
             yield f"{prefix}/{name}", path, -1, -1
+    for name, path in sorted(folders):  # of a folder's two names, a disk's order would decide which one is in the ids
+        if paths.real_path(path) in seen:
+            skips.add("folder that was read already, under another name", path)
+        else:
+            seen.add(paths.real_path(path))
+            yield from _walk(path, f"{prefix}/{name}", recursive, skips, seen)
 
 
 def _kind(name: str) -> str:

@@ -200,7 +200,10 @@ def signed(digest: int) -> int:
 
 
 def day_of(exif: Image.Exif, file: File) -> int:
-    """When a photo was taken, as a number such as 20261129; of the file where its EXIF does not say."""
+    """When a photo was taken, as a number such as 20261129; of the file where its EXIF does not say.
+
+    EXIF has the day where the photo was taken, a file's is that of this machine's time zone, as file managers show it.
+    """
     text = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal) or exif.get(ExifTags.Base.DateTime)
     try:
         taken = datetime.strptime(str(text)[:10], "%Y:%m:%d")

@@ -126,7 +126,7 @@ def write_ids(path: Location, ids: pa.ChunkedArray, rank: int) -> None:
     pq.write_table(pa.table({"id": ids.cast(pa.large_string())}), buffer)
     with _writing(path.parent):
         aside = path.with_name(f".{path.name}-rank{rank}.tmp") if isinstance(path, Path) else path
-        _write(aside, buffer.getbuffer())
+        _write(aside, buffer.getvalue())
         if isinstance(aside, Path) and isinstance(path, Path):
             aside.replace(path)
 
@@ -145,7 +145,7 @@ def digest_ids(ids: pa.ChunkedArray) -> str:
     return digest.hexdigest()
 
 
-def _files(folder: Location, shard: Shard, dtype: str) -> Iterator[tuple[str, memoryview]]:
+def _files(folder: Location, shard: Shard, dtype: str) -> Iterator[tuple[str, bytes]]:
     """Name and content of each file, one at a time, in the order of their names."""
     if shard.tokens is not None:
         yield "offsets.npy", _npy(shard.tokens.offsets)
@@ -155,7 +155,7 @@ def _files(folder: Location, shard: Shard, dtype: str) -> Iterator[tuple[str, me
         columns["digest"] = pa.array([photo.digest for photo in shard.photos], pa.uint64())
         columns["bytes"] = pa.array([photo.bytes for photo in shard.photos], pa.int64())
     pq.write_table(pa.table(columns), buffer)
-    yield ROWS, buffer.getbuffer()
+    yield ROWS, buffer.getvalue()
     if shard.tokens is not None:
         yield "tokens.npy", _npy(shard.tokens.flat)
     for number, view in enumerate(shard.views):
@@ -174,14 +174,14 @@ def _stored(folder: Location, view: NDArray[Any], dtype: str) -> NDArray[Any]:
     return stored
 
 
-def _npy(array: NDArray[Any]) -> memoryview:
+def _npy(array: NDArray[Any]) -> bytes:
     """A .npy file's content. Straight to disk, NumPy would hide the reason of a failed write (errno is None)."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    return buffer.getbuffer()
+    return buffer.getvalue()
 
 
-def _write(path: Location, content: memoryview) -> str:
+def _write(path: Location, content: bytes) -> str:
     """Write a file, down to the disk; return its SHA-256."""
     if isinstance(path, Path):
         try:

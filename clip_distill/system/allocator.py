@@ -46,8 +46,7 @@ def forget_peak() -> None:
 def most_resident_bytes(process: psutil.Process | None = None) -> int:
     """The most memory that a process has had since it started, or since `forget_peak`.
 
-    Linux and Windows keep count, macOS of this process alone; of another one there, what it has now. None is this
-    process.
+    Linux keeps count, macOS of this process alone; of another one there, what it has now. None is this process.
     """
     process = process or psutil.Process()
     if sys.platform == "darwin" and process.pid == os.getpid():
@@ -57,4 +56,4 @@ def most_resident_bytes(process: psutil.Process | None = None) -> int:
     status, now = Path(f"/proc/{process.pid}/status"), process.memory_info()
     lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
     most = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
-    return max([int(now.rss), int(getattr(now, "peak_wset", 0)), *most])
+    return max([int(now.rss), *most])

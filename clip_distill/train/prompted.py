@@ -5,6 +5,8 @@ Shapes: N captions, P prompts.
 
 from __future__ import annotations
 
+import shlex
+
 from clip_distill.corpus.layout import Corpus
 from clip_distill.evaluation.holdout import with_texts
 from clip_distill.recipe import Recipe
@@ -24,7 +26,7 @@ def open_prompts(store: str) -> Store:
     except StoreError as error:
         raise StoreError(
             f"prompts: expected the teacher's embeddings of made-up texts. {error}\n"
-            f"Here: clip-distill embed --teacher … --store {store} --prompts vocabulary"
+            f"Here: clip-distill embed --teacher … --store {shlex.quote(store)} --prompts vocabulary"
         ) from error
 
 

@@ -6,6 +6,7 @@ Shapes: K rows of the bank, D embedding.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -101,9 +102,10 @@ def _compared_with(recipe: Recipe, tower: Tower) -> Store:
         return open_table(recipe.store, tower, "train")
     except StoreError as error:
         names = " and ".join(name for name in recipe.loss.names if needed([name]))
+        store = shlex.quote(recipe.store)
         raise StoreError(
             f"{names}: expected the teacher's {tower} embeddings to compare with. {error}\n"
-            f"Here: clip-distill embed --data … --teacher … --store {recipe.store} --tower {tower} --split train"
+            f"Here: clip-distill embed --data … --teacher … --store {store} --tower {tower} --split train"
         ) from error
 
 

@@ -228,6 +228,6 @@ def save_students(module: Training, trainer: Trainer, best: ModelCheckpoint, out
         folder = students[spec.tower] = out / "student" / name
         save_tower(folder, spec, tower)
         say(f"{folder}: {count_parameters(tower) / 1e6:.2f}M parameters{score}")
-    flags = " ".join(f"--{tower}_student {out}" for tower in students)
+    flags = " ".join(f"--{tower}_student {shlex.quote(str(out))}" for tower in students)
     say(f"next: clip-distill evaluate {flags} …, clip-distill export …")
     return Run(out, students, recall)

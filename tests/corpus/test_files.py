@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def test_files_of_other_kinds_are_told_apart(tmp_path: Path, monkeypatch: pytest
 
 def test_a_folder_of_photos_given_as_data_is_told_how_it_is_given(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg())
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path} itself holds photos: pass --sources.train_images"):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path} itself holds photos: pass --sources")):
         scan(str(tmp_path)).train.require_images()
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import tarfile
 import unicodedata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from clip_distill.corpus.layout import Sources, scan
 from clip_distill.pixels.photos import read_image
+from clip_distill.system import paths
 from clip_distill.system.paths import expand_braces
 
 FLICKR8K = Path(__file__).parents[2] / ".." / "shared" / "flickr8k"
@@ -152,6 +154,21 @@ def test_nested_folders_are_read_when_asked(data: Path) -> None:
     corpus = scan(str(data), Sources(recursive=True))
     assert ids(corpus.train.images) == ["image/a.PNG", "image/b.jpg", "image/nested/c.jpg", "image/狗.jpeg"]
     assert corpus.report.train.skipped_files.counts["folder that was read already, under another name"] == 1
+
+
+def test_a_folder_of_two_names_is_read_under_the_first_whatever_the_disks_order(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (data / "image/b").mkdir()
+    (data / "image/b/photo.jpg").write_bytes(b"photo")
+    for name in "ac":
+        (data / f"image/{name}").symlink_to(data / "image/b")
+    listed, found = paths.entries, []
+    for backwards in (False, True):
+        order = partial(sorted, reverse=backwards)
+        monkeypatch.setattr(paths, "entries", lambda folder, order=order: order(listed(folder)))
+        found.append(ids(scan(str(data), Sources(recursive=True)).train.images))
+    assert found[0] == found[1] and "image/a/photo.jpg" in found[0]
 
 
 def test_files_that_are_no_photos_are_skipped(tmp_path: Path) -> None:

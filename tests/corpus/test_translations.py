@@ -35,7 +35,7 @@ def test_all_formats_give_the_same_pairs(tmp_path: Path) -> None:
     csv = write(tmp_path / "a.csv", "".join(quoted))
     columns = dict(zip(("english", "non_english"), zip(*PAIRS, strict=True), strict=True))
     pq.write_table(pa.table({name: list(column) for name, column in columns.items()}), tmp_path / "a.parquet")
-    for path in (tsv, csv, str(tmp_path / "a.parquet"), tmp_path.joinpath("a.tsv").as_uri()):
+    for path in (tsv, csv, str(tmp_path / "a.parquet"), f"file://{tmp_path}/a.tsv"):
         pairs, skips = read(path)
         assert pairs == PAIRS
         assert not skips.counts

@@ -137,19 +137,22 @@ def test_students_of_another_size_see_the_same_crop_of_a_large_jpeg() -> None:
 def test_a_teachers_embeddings_of_large_jpegs_move_less_than_by_rounding(size: tuple[int, int]) -> None:
     """This teacher is a touchy one: a random ViT-B/32 stays at 0.99999."""
     spec, teacher = load_teacher(f"local-dir:{SHARED / 'teacher'}", "image")
-    photos = scan(str(SHARED / "flickr8k")).val.require_images().slice(0, 4).column("path").to_pylist()
+    photos = scan(str(SHARED / "flickr8k")).val.require_images().slice(0, 4).to_pylist()
     views = Views(spec.preprocess, "crop_flip", 2)
     small, whole = [], []
-    for path in photos:
-        content = jpeg(Image.open(path).resize(size, Image.Resampling.LANCZOS))
+    for row in photos:
+        content = jpeg(Image.open(row["path"]).resize(size, Image.Resampling.LANCZOS))
         photo = Photo(content)
-        small += [views(photo, path, view) for view in range(2)]
+        small += [views(photo, row["id"], view) for view in range(2)]
         assert max(photo._decoded) > 1, "was decoded whole"
-        whole += [views(decode(content), path, view) for view in range(2)]
+        whole += [views(decode(content), row["id"], view) for view in range(2)]
     exact = stack(whole).int()
     changes = (stack(small).int() - exact).abs()
-    assert 0 < float(changes.float().mean()) < 0.35
-    assert int(changes.max()) <= 8  # of 255
+    assert 0 < float(changes.float().mean()) < 0.35  # of 255
+    # Crops drawn by 24 seeds had at most 6 in 10,000 numbers that change by more than 2; the largest change, which one
+    # number at a hard edge decides, was between 3 and 12.
+    assert float((changes > 2).float().mean()) < 0.001
+    assert int(changes.max()) <= 16
     random = torch.Generator().manual_seed(0)
     touched = torch.rand(exact.shape, generator=random) < (changes > 0).float().mean()
     signs = torch.randint(0, 2, exact.shape, generator=random) * 2 - 1

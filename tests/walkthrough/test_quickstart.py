@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -130,7 +131,7 @@ def test_own_data_and_teacher_and_a_second_run(
     shown = capsys.readouterr().out
     for verb in ("embed", "fit --tower image", "fit --tower text", "evaluate", "export"):
         assert f"$ clip-distill {verb} " in shown
-    assert "both students" in shown and f"--data {tiny_data}" in shown
+    assert "both students" in shown and f"--data {shlex.quote(str(tiny_data))}" in shown
     manifest = out / "store/image-train/manifest.json"
     made = manifest.stat().st_mtime_ns
     flow.run(out, given, tiny_teacher, 0, budget, run)
