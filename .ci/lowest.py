@@ -1,4 +1,4 @@
-"""Print the lowest releases that pyproject.toml allows, as constraints for pip."""
+"""Print the lowest releases that pyproject.toml allows with all extras, as constraints for pip."""
 
 import re
 import tomllib
@@ -8,5 +8,5 @@ with open("pyproject.toml", "rb") as file:
 lowest: dict[str, str] = {}
 for needs in (project["dependencies"], *project["optional-dependencies"].values()):
     for name, version in re.findall(r"^([\w.-]+)(?:\[.*\])?>=([\d.]+)", "\n".join(needs), re.MULTILINE):
-        lowest.setdefault(name, version)
+        lowest[name] = max(lowest.get(name, "0"), version, key=lambda text: [int(part) for part in text.split(".")])
 print("\n".join(f"{name}=={version}" for name, version in lowest.items()))
