@@ -9,6 +9,7 @@ import sys
 from clip_distill.system.allocator import keep_memory
 from clip_distill.system.ends import Terminated, heed_sigterm, leave
 from clip_distill.system.errors import Error
+from clip_distill.system.files import FULL
 from clip_distill.system.openmp import wait_shortly
 
 VERBS = {
@@ -89,4 +90,6 @@ def main(argv: list[str] | None = None) -> None:
         if not known or verbose:
             raise
         hint = "; install it with: pip install 'clip-distill[train]'" if getattr(error, "name", None) in TRAIN else ""
+        if isinstance(error, OSError) and error.errno in FULL:
+            hint = ": make room, and run the same command again"
         sys.exit(f"clip-distill {verb}: {error}{hint}\n(--verbose shows where it was raised)")

@@ -32,7 +32,7 @@ def shard_images(path: str, skips: Skips) -> Iterator[tuple[str, str, int, int]]
         ValueError: The file is not a whole tar.
     """
     shard = base_name(path)
-    for key, fields in _samples(path):
+    for key, fields in _samples(path, skips):
         photos = [member for extension, member in fields.items() if f".{extension}" in IMAGE_EXTENSIONS]
         if photos:
             yield f"{shard}/{key}", path, photos[0].offset, photos[0].size
@@ -54,7 +54,7 @@ def shard_captions(path: str, skips: Skips) -> Iterator[tuple[object, str]]:
     """
     shard = base_name(path)
     with open_binary(path) as file:
-        for key, fields in _samples(path):
+        for key, fields in _samples(path, skips):
             kind = next((kind for kind in ("txt", "json") if kind in fields), None)
             if kind is None:
                 continue
@@ -70,9 +70,19 @@ def shard_captions(path: str, skips: Skips) -> Iterator[tuple[object, str]]:
                 skips.add('.json without a "caption"', sample)
 
 
-def _samples(path: str) -> Iterator[tuple[str, dict[str, Member]]]:
-    """(key, lower-case extension → member) of each sample, in the order of the tar."""
+def _samples(path: str, skips: Skips) -> Iterator[tuple[str, dict[str, Member]]]:
+    """(key, lower-case extension → member) of each sample, in the order of the tar; the first one under each name."""
+    seen: set[str] = set()
     names = ((NAME.fullmatch(member.name.removeprefix("./")), member) for member in members(path))
     found = ((match[1], match[2].lower(), member) for match, member in names if match)
     for key, group in itertools.groupby(found, key=lambda item: item[0]):
-        yield key, {extension: member for _, extension, member in group}
+        fields: dict[str, Member] = {}
+        for _, extension, member in group:
+            if fields.setdefault(extension, member) is not member:
+                skips.add("second file of one name in a tar", f"{base_name(path)}/{member.name}")
+        if key in seen:
+            for _ in fields:
+                skips.add("key that another sample of the tar has", f"{base_name(path)}/{key}")
+            continue
+        seen.add(key)
+        yield key, fields

@@ -16,7 +16,7 @@ from clip_distill.system.errors import InvalidValue
 
 # a sign or a weight that begins a term; a hyphen within a word, or a time such as 10:30, begins none
 _BEGIN = re.compile(r"(?:^|(?<=\s))(?:([+-])\s*)?(?:(\d+(?:\.\d+)?):(?!\d))?\s*(?=\S)")
-MOST = 1000  # characters
+MOST, HEAVIEST = 1000, 1000  # characters; weight of a term
 Floats = NDArray[np.float32]
 
 
@@ -32,7 +32,7 @@ def terms_of(question: str) -> list[Term]:
     """Split a question at its signs and weights; words without one are a single term.
 
     Raises:
-        InvalidValue: It is too long.
+        InvalidValue: It is too long, or a weight too large.
     """
     if len(question) > MOST:
         raise InvalidValue(f"expected a question of at most {MOST} characters, found {len(question)}")
@@ -42,6 +42,8 @@ def terms_of(question: str) -> list[Term]:
         end = begins[place + 1].start() if place + 1 < len(begins) else len(question)
         words = " ".join(question[begin.end() : end].split())
         weight = float(begin[2] or 1) * (-1 if begin[1] == "-" else 1)
+        if abs(weight) > HEAVIEST:
+            raise InvalidValue(f"expected weights of at most {HEAVIEST:,}, found {begin[2][:20]}")
         if words.strip("+-") and weight:
             found.append(Term(words, weight))
     return found

@@ -224,3 +224,14 @@ def test_a_changed_file_of_a_binary_format_is_read_or_refused_by_name(
         read(path)
     except Error as error:
         assert "made." in str(error)
+
+
+def test_of_files_of_one_name_in_a_tar_the_first_counts_and_the_others_are_told(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name, text in (("a.txt", "one"), ("a.txt", "two"), ("b.txt", "three"), ("a.txt", "four")):
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    found, skips = read(tmp_path / "s.tar")
+    assert found == ["one", "three"]
+    assert skips.counts == {"second file of one name in a tar": 1, "key that another sample of the tar has": 1}

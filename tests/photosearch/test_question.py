@@ -31,6 +31,8 @@ def test_a_question_is_its_terms(question: str, terms: list[tuple[str, float]]) 
 
 
 def test_a_question_has_an_end() -> None:
+    with pytest.raises(InvalidValue, match="weights of at most 1,000, found 99999"):
+        terms_of("9" * 400 + ":dog")
     with pytest.raises(InvalidValue, match="at most 1000 characters, found 1001"):
         terms_of("a" * 1001)
 
