@@ -11,6 +11,7 @@ from clip_distill.system.ends import Terminated, heed_sigterm, leave
 from clip_distill.system.errors import Error
 from clip_distill.system.files import FULL
 from clip_distill.system.openmp import wait_shortly
+from clip_distill.system.typos import did_you_mean
 
 VERBS = {
     "embed": "run the teacher once over photos and captions, into a store of embeddings",
@@ -68,8 +69,9 @@ def main(argv: list[str] | None = None) -> None:
 
         print(version("clip-distill"))
         return
+    verb = verb.replace("_", "-")
     if verb not in VERBS:
-        sys.exit(f"clip-distill: unknown verb {verb!r}: expected one of {', '.join(VERBS)}")
+        sys.exit(f"clip-distill: unknown verb {verb!r}: expected one of {', '.join(VERBS)}{did_you_mean(verb, VERBS)}")
     keep_memory()
     wait_shortly()  # a verb's module loads torch
     from clip_distill.system.talk import to_console

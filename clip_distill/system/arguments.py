@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import itertools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from types import FunctionType
+from typing import Any, NoReturn, get_args
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
 
 from clip_distill.system.errors import InvalidValue
+from clip_distill.system.typos import one_line, require_place
 
 Place = str | os.PathLike[str]  # a folder, a file or a URL
 SPELT = {  # types in the help, in words
@@ -32,12 +35,31 @@ class Parser(ArgumentParser):
     def parse_args(  # type: ignore[override]  # argparse has overloads by type of namespace
         self, args: Sequence[str] | None = None, *rest: Any, **more: Any
     ) -> Any:
-        words = list(sys.argv[1:] if args is None else args)
         switches = {name for action in self._actions if is_switch(action) for name in action.option_strings}
+        flags = {name for action in self._actions for name in action.option_strings}
+        words = [as_written(word, flags, switches) for word in (sys.argv[1:] if args is None else args)]
         filled = []
         for word, following in itertools.zip_longest(words, words[1:], fillvalue="--"):
             filled += [word, "true"] if word in switches and following.startswith("--") else [word]
         return super().parse_args(files_first(filled, self._actions), *rest, **more)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with one line: what is wrong, and what was meant perhaps."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        flags = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        self.exit(2, f"{self.prog}: {one_line(message, flags)}\n(`{self.prog} --help` lists what there is)\n")
+
+
+def as_written(word: str, flags: set[str], switches: set[str]) -> str:
+    """A flag as the parser knows it: with `_` for `-`, and `--open=false` for `--no-open`."""
+    name, sign, value = word.partition("=")
+    if not name.startswith("--") or name in flags:
+        return word
+    known = f"--{name[2:].replace('-', '_')}"
+    if known not in flags and (off := known.replace("--no_", "--", 1)) in switches and not sign:
+        return f"{off}=false"
+    return f"{known}{sign}{value}" if known in flags or known.startswith("--trainer.") else word
 
 
 def is_switch(action: argparse.Action) -> bool:
@@ -86,13 +108,47 @@ def new_parser(verb: str, description: str, examples: str) -> Parser:
     )
 
 
-def call(verb: str, function: Callable[..., Any], examples: str, argv: Sequence[str]) -> Any:
-    """Parse words by the signature and docstring of a function, call it, return what it returns."""
+def call(verb: str, function: Callable[..., Any], examples: str, argv: Sequence[str], reads: Sequence[str] = ()) -> Any:
+    """Parse words by the signature and docstring of a function, call it, return what it returns.
+
+    Args:
+        verb: For messages.
+        function: The verb's.
+        examples: Commands to copy.
+        argv: The words.
+        reads: Parameters that name places which are read, so must be there.
+
+    Raises:
+        NotFound: One of them is not.
+    """
     summary = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0]
     parser = new_parser(verb, summary, examples)
-    parser.add_function_arguments(function, as_group=False)
+    parser.add_function_arguments(typed(function), as_group=False)
     arguments = parser.parse_args(argv)
+    for name in reads:
+        given = arguments.get(name)
+        for place in given if isinstance(given, list) else [given]:
+            if isinstance(place, str):
+                require_place(f"--{name}", place)
     return function(**parser.instantiate(arguments).as_dict())
+
+
+def typed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, with its parameters' types in place of their names, and without what it returns.
+
+    For names jsonargparse would import whatever the module imports for the type checker alone: torch, among others.
+    """
+    assert isinstance(function, FunctionType)
+    twin = FunctionType(function.__code__, function.__globals__, function.__name__)
+    functools.update_wrapper(twin, function)
+    vars(twin).pop("__wrapped__", None)
+    twin.__defaults__, twin.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+    twin.__annotations__ = {
+        name: eval(kind, function.__globals__) if isinstance(kind, str) else kind
+        for name, kind in function.__annotations__.items()
+        if name != "return"
+    }
+    return twin
 
 
 def places_first(flag: str, argv: Sequence[str]) -> list[str]:

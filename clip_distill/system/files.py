@@ -82,14 +82,15 @@ def not_written(path: Path, error: OSError, kept: str = "What was there is there
     if error.errno in FULL:
         there = next(each for each in path.absolute().parents if each.is_dir())
         free = shutil.disk_usage(there).free / 2**20
-        reason, fix = f"the disk, a quota or a limit on file size is full ({free:,.0f} MiB free)", "make room"
+        reason = f"the disk, a quota or a limit on file size is full ({error}; {free:.0f} MiB free)"
+        fix = "make room"
     elif error.errno in READ_ONLY or not path.parent.is_dir():
-        reason, fix = "the folder can't be written to", "name another folder, or let this user write to it"
+        reason, fix = f"the folder can't be written to ({error})", "name another folder, or let this user write to it"
         if cache_folder() in path.parents:
             fix = "set CLIP_DISTILL_CACHE (or XDG_CACHE_HOME) to a folder that this user can write to"
     else:
         return error
-    return NotWritten(f"{path}: could not write: {reason}: {error}. {kept}: {fix}, and run the same command again")
+    return NotWritten(f"{path}: could not write: {reason}. {kept}: {fix} and run the same command again")
 
 
 def cache_folder() -> Path:
@@ -129,7 +130,7 @@ def only_one(lock: Path, what: str) -> Iterator[None]:
         AlreadyExists: Another process holds it.
         NotWritten: The folder is read-only, or the disk full.
     """
-    holder = lock.with_name(f"{lock.name}.json")
+    holder, new = lock.with_name(f"{lock.name}.json"), not lock.parent.is_dir()
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(lock, timeout=0)
@@ -149,6 +150,9 @@ def only_one(lock: Path, what: str) -> Iterator[None]:
         holder.unlink(missing_ok=True)
         lock.unlink(missing_ok=True)
         held.release()
+        with contextlib.suppress(OSError):
+            if new:
+                lock.parent.rmdir()  # where nothing came of it
 
 
 def _name_of(holder: Path) -> str:

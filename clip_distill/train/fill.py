@@ -43,16 +43,6 @@ def fill(given: Mapping[str, Any], has_recipe: bool) -> Settings:
     return without(settings, given)
 
 
-def needs(start_from: str) -> Settings:
-    """Of a run to go on from, the settings that would have to be given without it.
-
-    Raises:
-        NotFound: There is no such run.
-    """
-    recipe = read_recipe(Path(start_from) / "recipe.yaml")
-    return {key: recipe[key] for key in ("tower", "store")}
-
-
 def _goes_on(given: Mapping[str, Any]) -> Settings:
     """A run's settings, for its student to go on.
 

@@ -6,13 +6,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import Trainer
-
 from clip_distill.recipe import Recipe
 from clip_distill.recipes import add_recipe
 from clip_distill.system.arguments import Parser, new_parser
 from clip_distill.system.files import write_bytes
 
+LIGHTNING = "https://lightning.ai/docs/pytorch/stable/common/trainer.html"
+TRAINER = f"any argument of Lightning's Trainer, as --trainer.max_epochs 10 ({LIGHTNING})"
 TRAINER_DEFAULTS = {
     "max_epochs": 10,
     "gradient_clip_val": 1.0,
@@ -22,8 +22,14 @@ TRAINER_DEFAULTS = {
 }
 
 
-def fit_parser(description: str = "", examples: str = "") -> Parser:
-    """The recipe's keys and the Trainer's arguments."""
+def fit_parser(description: str = "", examples: str = "", lightning: bool = True) -> Parser:
+    """The recipe's keys and the Trainer's arguments.
+
+    Args:
+        description: What the command does.
+        examples: Of its use.
+        lightning: Check the Trainer's arguments by Lightning's own; without it they are taken as they are, at once.
+    """
     parser = new_parser("fit", description, examples)
     add_recipe(parser)
     parser.add_argument(
@@ -40,12 +46,17 @@ def fit_parser(description: str = "", examples: str = "") -> Parser:
         default=False,
         help="search for a learning rate for 100 steps, say it, and train nothing",
     )
-    add_trainer(parser)
+    if lightning:
+        add_trainer(parser)
+    else:
+        parser.add_argument("--trainer", type=dict, default={}, help=TRAINER)
     return parser
 
 
 def add_trainer(parser: Parser) -> None:
     """Give a parser the arguments of Lightning's Trainer, with `fit`'s defaults."""
+    from lightning.pytorch import Trainer
+
     # rows are shared out by our own sampler, and where checkpoints and logs go is `out`'s business
     skip = {"use_distributed_sampler", "default_root_dir"}
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip=skip)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clip_distill.system.arguments import call
+from clip_distill.system.typos import did_you_mean
 
 
 def run(verb: str, argv: Sequence[str]) -> None:
@@ -25,12 +26,13 @@ def run(verb: str, argv: Sequence[str]) -> None:
             print(module.USAGE)
             return
         if name not in module.VERBS:
-            sys.exit(f"clip-distill {verb}: unknown verb {name!r}: expected one of {', '.join(module.VERBS)}")
-        result = call(f"{verb} {name}", module.VERBS[name], module.EXAMPLES[name], argv[1:])
+            near = did_you_mean(name, module.VERBS)
+            sys.exit(f"clip-distill {verb}: unknown verb {name!r}: expected one of {', '.join(module.VERBS)}{near}")
+        result = call(f"{verb} {name}", module.VERBS[name], module.EXAMPLES[name], argv[1:], module.READS)
     elif hasattr(module, "command"):  # its settings are those of a recipe, and of Lightning's Trainer
         result = module.command(argv)
     else:
-        result = call(verb, getattr(module, name_of_function), module.EXAMPLES, argv)
+        result = call(verb, getattr(module, name_of_function), module.EXAMPLES, argv, module.READS)
     if hasattr(result, "show"):
         result.show()
     if getattr(result, "exit_status", 0):  # a verdict, for scripts

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clip_distill.benchmarking.report import BenchmarkReport
     from clip_distill.towers.spec import Tower
 
+READS = ("image_student", "text_student", "data")  # places that must be there
 EXAMPLES = """\
   # a text student against the teacher, on captions of the data
   clip-distill benchmark --store stores/b32 --text_student runs/text --data DATA --out benchmark

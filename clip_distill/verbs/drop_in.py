@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from clip_distill.evaluation.drop_in_report import DropInReport
     from clip_distill.towers.spec import Tower
 
+READS = ("image_student", "text_student", "index", "photos")  # places that must be there
 EXAMPLES = """\
   # a text student asks an index of the teacher's; captions with their photos are the known queries
   clip-distill drop-in --index stores/b32 --queries DATA/COCO/annotations/captions_val2017.json --text_student runs/text

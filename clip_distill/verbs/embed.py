@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Part = Literal["train", "val", "prompts"]
 PROMPTS = 240_000
 
+READS = ("data",)  # places that must be there
 EXAMPLES = """\
   # both towers, training and validation, from a folder in the documented layout
   clip-distill embed --data DATA --teacher ViT-B-32/openai --store stores/b32

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from clip_distill.evaluation.report import EvaluationReport
     from clip_distill.towers.spec import Tower
 
+READS = ("data", "store", "image_student", "text_student")  # places that must be there
 EXAMPLES = """\
   # a text student against the teacher, whose embeddings come from the store
   clip-distill evaluate --data DATA --store stores/b32 --text_student runs/text

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from clip_distill.evaluation.exported import Held, Writer
     from clip_distill.towers.spec import Tower, TowerSpec
 
+READS = ("image_student", "text_student", "store", "calibrate")  # places that must be there
 EXAMPLES = """\
   # what there is to export to
   clip-distill export --to list

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -120,17 +118,16 @@ def fit(
 
 
 def command(argv: Sequence[str]) -> Run:
-    """What `clip-distill fit` does."""
-    from clip_distill.train.fill import fill, needs
+    """What `clip-distill fit` does; what can be told without torch is told before it is loaded."""
+    from clip_distill.train.flags import as_fields, help_if_asked, require_places
     from clip_distill.train.settings import fit_parser
 
+    argv = as_fields(argv)
+    help_if_asked(argv, DESCRIPTION, EXAMPLES)
+    given = require_places(argv)
+    from clip_distill.train.fill import fill
+
     parser = fit_parser(DESCRIPTION, EXAMPLES)
-    argv = [re.sub(r"^--from(?=$|=)", "--start_from", word) for word in argv]  # a field can't be called `from`
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--start_from")
-    if (start_from := first.parse_known_args(argv)[0].start_from) is not None:
-        argv = [*(word for key, value in needs(start_from).items() for word in (f"--{key}", value)), *argv]
-    given = parser.parse_args(argv, defaults=False).as_dict()
     if settings := fill(given, "recipe" in given):
         parser.set_defaults(flat(settings))
     return train(parser, parser.parse_args(argv))

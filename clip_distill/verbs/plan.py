@@ -30,18 +30,21 @@ EXAMPLES = """\
     --loader.batch_size 512 --trainer.max_epochs 30 --trainer.precision bf16-mixed --device cuda --out plan.json"""
 
 
-def parser() -> Parser:
-    """The options of embed that cost something, and a recipe's keys."""
-    from clip_distill.planning.jobs import OWN, Options
+def parser(lightning: bool = True) -> Parser:
+    """The options of embed that cost something, and a recipe's keys; without Lightning's they are there at once."""
+    from clip_distill.planning.options import OWN, Options
     from clip_distill.recipe import Recipe
-    from clip_distill.train.settings import add_trainer
+    from clip_distill.train.settings import TRAINER, add_trainer
 
     result = new_parser("plan", DESCRIPTION, EXAMPLES)
     add_recipe(result)
     result.add_class_arguments(Options, as_group=False)
     result.add_class_arguments(Recipe, as_group=False, skip=set(OWN))
     result.set_defaults(data=None)
-    add_trainer(result)
+    if lightning:
+        add_trainer(result)
+    else:
+        result.add_argument("--trainer", type=dict, default={}, help=TRAINER)
     return result
 
 
@@ -82,6 +85,9 @@ def plan(recipe: Place | None = None, *, trainer: Mapping[str, Any] | None = Non
 
 def command(argv: Sequence[str]) -> PlanReport:
     """What `clip-distill plan` does."""
+    from clip_distill.train.flags import apart
+
+    parser(lightning=False).parse_args(apart(argv)[0])  # help and typos need not wait for torch
     from clip_distill.planning.jobs import Words
 
     def words(file: str | None) -> list[str]:
@@ -101,7 +107,8 @@ def command(argv: Sequence[str]) -> PlanReport:
 
 def state(words: Words) -> PlanReport:
     """Measure and state."""
-    from clip_distill.planning.jobs import Options, configs_of, measure
+    from clip_distill.planning.jobs import configs_of, measure
+    from clip_distill.planning.options import Options
     from clip_distill.planning.report import PlanReport
     from clip_distill.system.files import write_json
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clip_distill.evaluation.compare import Teacher
     from clip_distill.towers.spec import Tower
 
+READS = ("runs", "data", "store", "test")  # places that must be there
 EXAMPLES = """\
   # one page, runs/text/report.html, and the same as JSON; data and store are those of the run
   clip-distill report runs/text
@@ -29,7 +30,7 @@ EXAMPLES = """\
 
 def command(argv: Sequence[str]) -> Path:
     """The verb with its runs as words: `clip-distill report RUN… [options]`."""
-    written: Path = call("report", report, EXAMPLES, places_first("runs", argv))
+    written: Path = call("report", report, EXAMPLES, places_first("runs", argv), READS)
     return written
 
 

@@ -14,6 +14,7 @@ from clip_distill.system.talk import say
 if TYPE_CHECKING:
     from clip_distill.photosearch.engine import Engine
 
+READS = ("photos", "student", "image_student", "text_student")  # places that must be there
 EXAMPLES = """\
   # index a folder with a shipped student, and open its page
   clip-distill search PHOTOS --student shipped
@@ -51,7 +52,7 @@ class Answers(list[dict[str, Any]]):
 
 def command(argv: Sequence[str]) -> Any:
     """The verb with its folders as words: `clip-distill search PHOTOS… [options]`."""
-    return call("search", search, EXAMPLES, places_first("photos", argv))
+    return call("search", search, EXAMPLES, places_first("photos", argv), READS)
 
 
 def search(

@@ -32,6 +32,7 @@ Look at a store of embeddings, check it, and exchange it with other programs.
 `clip-distill store VERB --help` explains each.
 """
 
+READS = ("data",)  # places that must be there
 EXAMPLES = {
     "combine": """\
   clip-distill store combine --stores '[stores/b32, stores/l14]' --out stores/both

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clip_distill.evaluation.zero_shot_report import ZeroShotReport
     from clip_distill.towers.spec import Tower
 
+READS = ("photos", "image_student", "text_student", "labels", "classes")  # places that must be there
 EXAMPLES = """\
   # a folder for each class: photos/cat/1.jpg, photos/dog/2.jpg
   clip-distill zero-shot --photos photos --image_student runs/image

@@ -100,7 +100,7 @@ def test_embeddings_that_do_not_fit_are_told(tmp_path: Path) -> None:
     with pytest.raises(InvalidValue, match=r"expected an embedding for each name, found \[2, 2\] and 1"):
         open_index(str(tmp_path / "index.npy"), "val")
     np.save(tmp_path / "index.npy", np.zeros((1, 2), np.float32))
-    with pytest.raises(InvalidValue, match="embeddings of some length, found 1 of 1 without one"):
+    with pytest.raises(InvalidValue, match="finite embeddings with a direction, found 1 of 1 that are all zeros"):
         open_index(str(tmp_path / "index.npy"), "val")
     place = rclip(tmp_path / "db.db", [b"\0" * 8, b"\0" * 12])
     with pytest.raises(InvalidValue, match=r"expected vectors of one width, found \[2, 3\]"):
