@@ -12,6 +12,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # publi
 from clip_distill.system.arguments import Parser, Place
 from clip_distill.system.errors import InvalidValue, NotFound
 from clip_distill.system.registry import require_trust
+from clip_distill.system.typos import did_you_mean
 
 FOLDER = Path(__file__).parent
 
@@ -37,7 +38,7 @@ def find_recipe(place: Place) -> Path:
         return shipped
     raise NotFound(
         f"{os.fspath(place)}: expected a recipe's YAML, or the name of one that the package ships "
-        f"({', '.join(recipe_names())}), found neither"
+        f"({', '.join(recipe_names())}), found neither{did_you_mean(os.fspath(place), recipe_names())}"
     )
 
 
