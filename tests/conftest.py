@@ -50,10 +50,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def save_teacher(
-    folder: Path, *, custom_text: bool, seed: int = 0, quick_gelu: bool = False, timm_model: str | None = None
+    folder: Path,
+    *,
+    custom_text: bool,
+    seed: int = 0,
+    quick_gelu: bool = False,
+    timm_model: str | None = None,
+    image_size: int = 32,
 ) -> str:
-    """Write an open_clip folder with a two-layer ViT and text transformer (D = 32); return its name as a teacher."""
-    vision: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
+    """Write an open_clip folder with a two-layer ViT of 16 patches and text transformer (D = 32); return its name as a
+    teacher."""
+    vision: dict[str, Any] = {"image_size": image_size, "patch_size": image_size // 4}
+    vision |= {"width": 64, "layers": 2, "head_width": 32}
     if timm_model is not None:
         vision = {
             "image_size": 32,
@@ -213,7 +221,7 @@ def make_record() -> Callable[..., dict[str, Any]]:
 
 
 def describe(scene: int) -> str:
-    return f"a {COLOURS[scene % 8]} {SHAPES[scene // 8]} on {COLOURS[(scene + 3) % 8]}"
+    return f"a {COLOURS[scene % 8]} {SHAPES[scene // 8 % 4]} on {COLOURS[(scene + 3) % 8]}"
 
 
 def draw_split(photos: Path, annotations: Path, scenes: range, captions: int) -> None:
@@ -234,7 +242,7 @@ def draw_split(photos: Path, annotations: Path, scenes: range, captions: int) ->
 
 def draw_scene(scene: int) -> Image.Image:
     image = Image.new("RGB", (48, 40), COLOURS[(scene + 3) % 8])
-    colour, shape = COLOURS[scene % 8], SHAPES[scene // 8]
+    colour, shape = COLOURS[scene % 8], SHAPES[scene // 8 % 4]
     draw = ImageDraw.Draw(image)
     box = (10, 6, 34, 30)
     if shape == "circle":
