@@ -155,6 +155,7 @@ def draw(folder: str) -> None:
     """Make data and teachers; in a process of the server."""
     sys.path.insert(0, str(ROOT))
     from PIL import Image
+
     from tests.conftest import draw_scene, draw_split, save_teacher
 
     root = Path(folder)
@@ -223,7 +224,7 @@ def difference(expected: Result, found: Result) -> str | None:
 
 
 def read(work: str, out: str) -> None:
-    """Read what a killed command left, as programs do; in a process of the server. The exit code says what was found."""
+    """Read what a killed command left, as programs do; in a process of the server, whose exit code says how it went."""
     from clip_distill.system.errors import Error
 
     readers = {"embed": whole_store, "reduce": whole_store, "fit": whole_run, "export": whole_export}

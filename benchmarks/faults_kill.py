@@ -70,16 +70,18 @@ def small_disk(bed: Bed, times: int, rng: random.Random, name: str) -> Outcomes:
     out = bed.place()
     needed = bed.warm.verb(*work.argv(out)).wait() and sum(each.stat().st_size for each in out.rglob("*"))
     for _ in range(times):
-        out, place = bed.place(), bed.folder / "disk"
-        place.mkdir(exist_ok=True)
+        out = bed.place()
+        kept = out.with_suffix(".kept")
         size = max(4096, int(needed * rng.uniform(0, 1)))
-        words = [str(word) for word in work.argv(place)]
-        again = [*words, *work.again]
-        arguments = {"words": words, "again": again, "place": str(place), "size": size, "out": str(out)}
+        words = [str(word) for word in work.argv(out)]
+        arguments = {"words": words, "again": [*words, *work.again], "place": str(out), "size": size, "out": str(kept)}
         child = bed.warm.start("faults_kill:on_small_disk", **arguments).wait()
         lost = None if child.code == 0 else last_line(child)
-        lost = lost or difference(bed.undisturbed(work)[0], work.result(out))
-        shutil.rmtree(out)
+        if lost is None:
+            out.rmdir()
+            kept.rename(out)
+            lost = difference(bed.undisturbed(work)[0], work.result(out))
+            shutil.rmtree(out)
         yield lost and f"{name}, a disk of {size:,} bytes: {lost}"
 
 
@@ -99,4 +101,4 @@ def on_small_disk(words: list[str], again: list[str], place: str, size: int, out
     assert code_of(words) in (0, 1), "no clear error"
     mount("none", place, REMOUNT, "size=256m")
     assert code_of(again) == 0, "the same command again failed"
-    shutil.copytree(place, out, dirs_exist_ok=True)
+    shutil.copytree(place, out)

@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 COUNT, KILL, FULL = range(3)  # as in faults_calls.c
 HANGS = 240.0  # seconds after which a command that takes a few counts as hanging
 NEW_MOUNTS, PRIVATE, RECURSIVE, BIND, REMOUNT, READ_ONLY = 0x20000, 1 << 18, 1 << 14, 1 << 12, 1 << 5, 1
+DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 CRASHED = 70  # exit code of an error that nobody expected, with its traceback
 
 
@@ -96,8 +97,10 @@ class Warm:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._number = folder, 0
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
         environ = dict(os.environ) | {"OMP_NUM_THREADS": "1", "CLIP_DISTILL_CACHE": str(folder / "cache")}
+        (folder / "tmp").mkdir()
+        environ |= {"TMPDIR": str(folder / "tmp")}  # killed processes leave what they had there
         environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.counts = shutil.which("cc") is not None
         if self.counts:
@@ -220,12 +223,14 @@ def delete_at_first_open(folder: str, victim: str) -> None:
 def run_child(function: str, arguments: dict[str, Any], log: str) -> int:
     """Be a child: call the function, print into the log; the exit code."""
     os.setsid()
+    ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGKILL)
     with open(log, "wb") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
-    sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - for as long as it lives
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     code = 0
     try:
         module, name = function.split(":")

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from PIL import ExifTags, Image
@@ -32,6 +32,7 @@ from clip_distill.system.talk import progress
 
 BATCH = 16  # photos of a forward pass
 KEEP = 256  # photos of a transaction
+UNSEEN = ("missing file", "no permission")  # reasons that tell nothing of a photo: each update tries it again
 
 
 @dataclass
@@ -190,7 +191,8 @@ def read(file: File, view: Resized) -> tuple[Facts, Pixels] | Unread:
         exif, (width, height) = photo.exif(), photo.upright().size  # before it is decoded, which closes it
         pixels = to_array(view(photo))
     except BadImage as error:
-        return Unread(file, error.reason)
+        # it may come back as it was, so it is remembered with a time that it never has
+        return Unread(replace(file, modified=0) if error.reason in UNSEEN else file, error.reason)
     return Facts(file, signed(digest_of(content)), day_of(exif, file), width, height), pixels
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_distill.model.encoder import Encoder
 from clip_distill.photosearch.engine import Engine
-from clip_distill.photosearch.update import KEEP, Progress, day_of, update
+from clip_distill.photosearch.index import Facts, File, Floats
+from clip_distill.photosearch.update import KEEP, Progress, Unread, day_of, embedded, update
 from clip_distill.system.errors import NotFound
 
 Make = Callable[..., Engine]
@@ -132,13 +134,26 @@ def test_orientation_is_left_alone_unless_asked_for(
 
 
 def test_days_of_photos_without_a_date_are_their_files() -> None:
-    from clip_distill.photosearch.index import File
-
     file = File("a", 1, int(datetime(2020, 9, 13, 12).timestamp()) * 10**9)  # noon where this runs, as days are
     assert day_of(Image.Exif(), file) == 20200913
     exif = Image.Exif()
     exif[306] = "    :  :     "
     assert day_of(exif, file) == 20200913
+
+
+def test_a_photo_that_was_gone_for_a_moment_is_read_when_it_is_back(engine: Engine, photos: Path) -> None:
+    path, away = photos / "lost.png", photos.with_name("lost.png")
+    Image.new("RGB", (20, 20), "green").save(path)
+
+    def meanwhile(files: Sequence[File], encoder: Encoder) -> Iterator[tuple[list[tuple[Facts, Floats]], list[Unread]]]:
+        path.rename(away)
+        yield from embedded(files, encoder)
+        away.rename(path)
+
+    engine.embed = meanwhile
+    assert renewed(engine) == (0, 0, 0) and engine.index.unread() == [(str(path), "missing file")]
+    engine.embed = None
+    assert renewed(engine) == (1, 0, 0) and engine.index.unread() == []
 
 
 def test_searches_go_on_meanwhile(engine: Engine, photos: Path) -> None:
