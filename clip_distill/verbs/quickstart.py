@@ -7,7 +7,7 @@ from typing import Literal
 from clip_distill.system.arguments import Place, spelt
 from clip_distill.system.errors import InvalidValue
 
-READS = ("data",)  # places that must be there
+READS = ()  # it says first what else it needs
 EXAMPLES = """\
   # offline, about four minutes on two cores: draws photos, trains a teacher, distils two students from it
   clip-distill quickstart

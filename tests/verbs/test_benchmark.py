@@ -51,7 +51,8 @@ def test_a_teacher_alone_is_measured_with_both_towers(tiny_teacher: str, tmp_pat
     [
         ([], "expected --store, --teacher, or a student that says which teacher it has"),
         (["--runtimes", "[onnx]"], "expected eager among the runtimes"),
-        (["--image_student", "nowhere"], "nowhere: expected a run's folder or a teacher's name"),
+        (["--image_student", "no/where"], "no/where: expected a run's folder or a teacher's name"),
+        (["--image_student", "nowhere"], "--image_student nowhere: expected a folder or file, found nothing there"),
     ],
 )
 def test_what_cannot_be_measured_is_said_at_once(options: list[str], message: str, tmp_path: Path) -> None:

@@ -129,9 +129,14 @@ def test_data_that_the_store_lacks_is_an_error(tiny_store: Path, tiny_data: Path
     ("options", "message"),
     [
         ([], "either --store or --teacher"),
-        (["--store", "a", "--teacher", "b"], "either --store or --teacher"),
-        (["--store", "absent", "--text_student", "absent"], "absent: expected a run's folder or a teacher's name"),
-        (["--store", "absent"], "absent/image-val: expected a finished store"),
+        (["--store", ".", "--teacher", "b"], "either --store or --teacher"),
+        (["--store", ".", "--text_student", "absent/x"], "absent/x: expected a run's folder or a teacher's name"),
+        (
+            ["--store", ".", "--text_student", "absent"],
+            "--text_student absent: expected a folder or file",
+        ),
+        (["--store", "."], "image-val: expected a finished store"),
+        (["--store", "absent"], "--store absent: expected a folder or file, found nothing there"),
     ],
 )
 def test_wrong_calls_are_one_message(tiny_data: Path, tmp_path: Path, options: list[str], message: str) -> None:

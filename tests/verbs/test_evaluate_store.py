@@ -48,4 +48,4 @@ def test_a_photo_that_was_repaired_after_embedding(
 
 def test_a_folder_for_the_numbers_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="expected a JSON file, such as .*result.json, found the folder"):
-        cli.main(["evaluate", "--data", "nowhere", "--store", "nowhere", "--out", str(tmp_path)])
+        cli.main(["evaluate", "--data", ".", "--store", ".", "--out", str(tmp_path)])

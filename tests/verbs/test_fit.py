@@ -160,7 +160,8 @@ def test_a_folder_with_a_run_is_not_overwritten_unasked(
         (["--student.name", "vit", "--student.options", "{}"], "expected a student for the text tower"),
         (["--student.options", "{vocab_size: 100}"], "--student.options.vocab_size 49408"),
         (["--loader.val_batch_size", "4", "--trainer.limit_val_batches", "0.5"], "whole validation set"),
-        (["--store", "nowhere"], "expected a finished store"),
+        (["--store", "."], "expected a finished store"),
+        (["--store", "nowhere"], "--store nowhere: expected a folder or file, found nothing there"),
     ],
 )
 def test_mistakes_are_told_with_what_was_expected(
