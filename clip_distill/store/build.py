@@ -147,6 +147,7 @@ class _Build:
         first = 0 if done is None else len(done.manifest.shards)
         old_views = self.made_by.views if done is None else done.manifest.views
         if done is not None and len(new) == 0 and old_views == self.made_by.views:
+            self._forget_items()  # of a run that was killed once its manifest was there
             return done
         planned = self._hold_to_plan(items, new, shard_rows, first)
         starts = range(0, len(planned), shard_rows)
@@ -264,9 +265,13 @@ class _Build:
         rows = sum(record["rows"] for record in records)
         manifest = replace(self.made_by, rows=rows, shards=records, skipped=dict(sorted(skipped.items())))
         save_json(self.folder / MANIFEST, asdict(manifest))
-        if isinstance(self.folder, Path):
-            (self.folder / PLAN_ITEMS).unlink(missing_ok=True)  # captions take room; the plan is over
+        self._forget_items()
         return Store(self.folder)
+
+    def _forget_items(self) -> None:
+        """Remove a plan's items, since captions take room, once the plan is over."""
+        if isinstance(self.folder, Path) and os.access(self.folder, os.W_OK):
+            (self.folder / PLAN_ITEMS).unlink(missing_ok=True)
 
 
 def _not_yet_in(store: Store, items: pa.Table, readable: Readable | None) -> pa.Table:
