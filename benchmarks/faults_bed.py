@@ -239,7 +239,8 @@ def read(work: str, out: str) -> None:
 
 
 def whole_store(place: Path) -> None:
-    from clip_distill.store.table import MANIFEST, Store
+    from clip_distill.store.manifest import MANIFEST
+    from clip_distill.store.table import Store
     from clip_distill.store.verify import problems
     from clip_distill.system.errors import NotFound
 

@@ -32,7 +32,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from clip_distill.store.build import Part, build_table
-from clip_distill.store.table import Manifest, Store
+from clip_distill.store.manifest import Manifest
+from clip_distill.store.table import Store
 from clip_distill.store.verify import problems
 from clip_distill.store.write import Shard
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from clip_distill.recipe import Optimizer as Optimizer
     from clip_distill.recipe import Recipe as Recipe
     from clip_distill.recipe import Student as Student
-    from clip_distill.store.table import StoreError as StoreError
+    from clip_distill.store.manifest import StoreError as StoreError
     from clip_distill.system.errors import AlreadyExists as AlreadyExists
     from clip_distill.system.errors import Error as Error
     from clip_distill.system.errors import InvalidValue as InvalidValue
@@ -66,7 +66,7 @@ _HOMES = {
     "clip_distill.pixels.photos": ("BadImage",),
     "clip_distill.planning.report": ("PlanReport",),
     "clip_distill.recipe": ("Loader", "Loss", "Optimizer", "Recipe", "Student"),
-    "clip_distill.store.table": ("StoreError",),
+    "clip_distill.store.manifest": ("StoreError",),
     "clip_distill.system.errors": (
         "AlreadyExists",
         "Error",

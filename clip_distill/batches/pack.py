@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from clip_distill.batches.datasets import Images
 from clip_distill.batches.packed import FIX, MANIFEST, PLAN, Contents, Packed, is_whole, shard_path
 from clip_distill.store.arrays import raw
-from clip_distill.store.table import StoreError, require_same
+from clip_distill.store.manifest import StoreError, require_same
 from clip_distill.store.write import digest_ids
 from clip_distill.system.cores import cores
 from clip_distill.system.feed import Feed

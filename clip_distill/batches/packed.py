@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clip_distill.store.arrays import open_files, raw, read_into
-from clip_distill.store.table import StoreError
+from clip_distill.store.manifest import StoreError
 
 MANIFEST, PLAN = "manifest.json", "plan.json"
 SHARD_BYTES = 2**26

@@ -7,7 +7,7 @@ import os
 import sys
 
 from clip_distill.system.allocator import keep_memory
-from clip_distill.system.ends import Terminated, heed_sigterm, leave
+from clip_distill.system.ends import Terminated, heed_sigterm, leave, tell_full_disks_once
 from clip_distill.system.errors import Error
 from clip_distill.system.files import FULL
 from clip_distill.system.openmp import wait_shortly
@@ -80,6 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     to_console(LOUDNESS[chosen[-1]] if chosen else logging.INFO)
     verbose = "--verbose" in chosen or bool(os.environ.get("CLIP_DISTILL_TRACEBACK"))
     heed_sigterm()
+    tell_full_disks_once()
     try:
         run(verb, words[1:])
     except (KeyboardInterrupt, Terminated) as end:

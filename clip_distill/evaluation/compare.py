@@ -21,7 +21,7 @@ from clip_distill.evaluation.recall import match_metrics, mean_cosine, neighbour
 from clip_distill.evaluation.retrieval import Benchmark, encode_images, encode_texts, measure_pairings
 from clip_distill.pixels.photos import BadImage, read_image
 from clip_distill.store.ensemble import open_table
-from clip_distill.store.table import StoreError, require_same, teacher_fingerprint
+from clip_distill.store.manifest import StoreError, require_same, teacher_fingerprint
 from clip_distill.system.errors import InvalidValue
 from clip_distill.teachers import load_teacher
 from clip_distill.teachers.upright import PREFIX as UPRIGHT

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from clip_distill.corpus.layout import Corpus
 from clip_distill.evaluation.recall import match_metrics, mean_cosine, neighbour_overlap
-from clip_distill.store.table import Store, StoreError
+from clip_distill.store.manifest import StoreError
+from clip_distill.store.table import Store
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.talk import say
 from clip_distill.towers.spec import Tower

@@ -12,7 +12,7 @@ from torch import nn
 
 from clip_distill.exports import OPEN_CLIP_FILE, TOWERS_FILE
 from clip_distill.store.ensemble import open_table
-from clip_distill.store.table import StoreError, require_same
+from clip_distill.store.manifest import StoreError, require_same
 from clip_distill.system.errors import InvalidValue
 from clip_distill.teachers import load_teacher
 from clip_distill.towers.spec import TOWERS, Tower, TowerSpec, count_parameters, load_tower

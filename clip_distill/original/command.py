@@ -128,7 +128,7 @@ def make_plan(options: Namespace, gpus: int) -> Plan:
 def recipe_flags(options: Namespace) -> dict[str, Any]:
     """Keys of the recipe that are not at its defaults."""
     from clip_distill.recipe import Recipe
-    from clip_distill.store.table import flatten
+    from clip_distill.store.manifest import flatten
 
     wanted: dict[str, Any] = {
         "seed": options.seed,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from clip_distill.photosearch.database import COLUMNS, DAMAGED, SCHEMA, connected, not_kept
 from clip_distill.system.errors import InvalidValue, NotWritten
 from clip_distill.system.talk import say
 
@@ -25,24 +26,6 @@ Floats = NDArray[np.float32]
 Kind = Literal["float16", "int8"]
 FILE = "index.sqlite3"
 PART = 4096  # rows that are read at a time
-COLUMNS = (
-    "id, path, size, modified, digest, taken, width, height, vector FROM photos",
-    "path, size, modified, reason FROM unread",
-    "photo, image FROM thumbs",
-)
-DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS photos (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, modified INTEGER NOT NULL,
-    digest INTEGER NOT NULL, taken INTEGER NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL,
-    vector BLOB NOT NULL
-);
-CREATE TABLE IF NOT EXISTS unread (
-    path TEXT PRIMARY KEY, size INTEGER NOT NULL, modified INTEGER NOT NULL, reason TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS thumbs (photo INTEGER PRIMARY KEY, image BLOB NOT NULL);
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +81,6 @@ class Contents:
     matrix: Floats
 
 
-def not_kept(folder: Path, error: Exception) -> NotWritten:
-    """The error of an index that can't be kept where it should."""
-    return NotWritten(
-        f"{folder}: the index can't be kept there: {error}. Name another folder with --index, or another cache folder "
-        "for all that is kept by CLIP_DISTILL_CACHE (or XDG_CACHE_HOME)"
-    )
-
-
 class Index:
     """One index; every method opens a connection of its own, so threads and processes may share it.
 
@@ -125,6 +100,8 @@ class Index:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             found = self._begin(wanted)
+        except NotWritten:
+            raise
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # of its message, or of a table's name
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in DAMAGED:
                 raise not_kept(folder, error) from error
@@ -164,14 +141,8 @@ class Index:
             Path(f"{self.path}{rest}").unlink(missing_ok=True)
         say(f"{self.path}: the index is damaged ({error}): it lies in {kept.name}, and a new one is made of the photos")
 
-    @contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
-        """A connection whose block is one transaction."""
-        with closing(sqlite3.connect(self.path, timeout=60)) as database, database:
-            # a path that is damaged is one that is gone: its photo is indexed anew
-            database.text_factory = lambda content: content.decode(errors="replace")
-            database.execute("PRAGMA synchronous = NORMAL")  # in WAL mode a crash may undo the last batch, no more
-            yield database
+    def _connect(self) -> AbstractContextManager[sqlite3.Connection]:
+        return connected(self.path)
 
     def files(self) -> dict[str, tuple[File, int | None]]:
         """Path → what was indexed there and its digest; None for a file that could not be read."""

@@ -27,7 +27,8 @@ from clip_distill.planning.memory import largest_that_fits
 from clip_distill.planning.timing import timed, timed_steps
 from clip_distill.store.build import Part
 from clip_distill.store.embed import ImageViews, Runner, embed_images, embed_texts
-from clip_distill.store.table import PHOTOS, Manifest
+from clip_distill.store.manifest import Manifest
+from clip_distill.store.table import PHOTOS
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.processes import PeakMemory
 from clip_distill.system.talk import say

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clip_distill.store.table import Manifest, view_file
+from clip_distill.store.manifest import Manifest
+from clip_distill.store.table import view_file
 from clip_distill.system.errors import InvalidValue
 
 NPY_HEADER = 128  # bytes, of a one- or two-dimensional array

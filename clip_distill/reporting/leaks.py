@@ -20,7 +20,7 @@ from clip_distill.evaluation.retrieval import Benchmark
 from clip_distill.pixels.photos import BadImage, read_image
 from clip_distill.reporting.statistics import Hits
 from clip_distill.store.ensemble import open_table
-from clip_distill.store.table import StoreError
+from clip_distill.store.manifest import StoreError
 from clip_distill.system.errors import MissingPackage
 from clip_distill.system.talk import progress
 

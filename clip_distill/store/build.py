@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clip_distill.store.table import MANIFEST, Manifest, Store, StoreError, require_same, view_file
+from clip_distill.store.manifest import MANIFEST, Manifest, StoreError, require_same
+from clip_distill.store.table import Store, view_file
 from clip_distill.store.write import RECORD, Shard, add_views, digest_ids, only_writer, read_ids, write_ids, write_shard
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.remote import Location, load_json, locate, save_json

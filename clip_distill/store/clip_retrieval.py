@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from clip_distill.corpus.pairs import find_photos
 from clip_distill.store.build import EmbedParts, Part
-from clip_distill.store.table import Manifest, Store
+from clip_distill.store.manifest import Manifest
+from clip_distill.store.table import Store
 from clip_distill.store.write import Shard
 from clip_distill.system.errors import AlreadyExists, InvalidValue, NotFound
 from clip_distill.system.files import aside

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clip_distill.store.table import Manifest, Store, StoreError, require_same, table_folder
+from clip_distill.store.manifest import Manifest, StoreError, require_same
+from clip_distill.store.table import Store, table_folder
 from clip_distill.system.errors import AlreadyExists, InvalidValue
 from clip_distill.system.files import read_json, write_json
 from clip_distill.system.remote import Location, locate

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clip_distill.store.table import Store, require_same, teacher_fingerprint
+from clip_distill.store.manifest import require_same, teacher_fingerprint
+from clip_distill.store.table import Store
 from clip_distill.tokens.ragged import Ragged, starts
 
 

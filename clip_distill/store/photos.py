@@ -11,7 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clip_distill.pixels.photos import BadImage, read_image, size_of
-from clip_distill.store.table import Store, StoreError
+from clip_distill.store.manifest import StoreError
+from clip_distill.store.table import Store
 from clip_distill.system.paths import is_url, listed_sizes
 from clip_distill.system.talk import progress
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from clip_distill.store.build import EmbedParts, Part, build_table
 from clip_distill.store.ensemble import open_table
-from clip_distill.store.table import Manifest, Store, StoreError, require_same, table_folder, teacher_fingerprint
+from clip_distill.store.manifest import Manifest, StoreError, require_same, teacher_fingerprint
+from clip_distill.store.table import Store, table_folder
 from clip_distill.store.write import Photo, Shard
 from clip_distill.system.files import write_bytes
 from clip_distill.system.talk import progress

@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -34,100 +32,14 @@ from numpy.typing import NDArray
 
 from clip_distill.store.arrays import data_offset, open_files, raw, read_into
 from clip_distill.store.lookup import find_in_parts
-from clip_distill.system.errors import InvalidValue
+from clip_distill.store.manifest import MANIFEST, StoreError, damaged, read_manifest
 from clip_distill.system.remote import Location, local_copy, locate
 from clip_distill.tokens.ragged import Ragged, starts
-from clip_distill.tokens.spec import identity
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 ROWS = "rows.parquet"
 PHOTOS = pa.schema({"digest": pa.uint64(), "bytes": pa.int64()})
 NO_IDS = pa.array([], pa.large_string())
 FIND_ROWS = 1_000_000
-
-
-class StoreError(InvalidValue):
-    """A store is missing, unfinished, or made from something else than is asked for."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a table holds and what made it. All but `rows`, `shards` and `skipped` is its fingerprint.
-
-    Args:
-        tower: "image" or "text": which of the teacher's towers made it.
-        split: "train" or "val".
-        teacher: Name, `weights_sha256` of the whole model, `model_cfg`, `preprocess`, `tokenizer`, `embed_dim`,
-            `logit_scale`.
-        views: V, how many views each row has. View 0 is the teacher's own preprocessing, without augmentation.
-        augment: Name of the augmentation that made views 1 and up.
-        seed: The view seed.
-        dtype: Of the stored numbers, "float16" or "float32".
-        precision: What the teacher computed in: "fp32", "bf16" or "fp16".
-        rows: N.
-        shards: A record per shard, `{"name", "rows", "sha256": {file: hex}}`.
-        skipped: Reason → how many images or captions were left out for it.
-        format: Version of this layout.
-    """
-
-    tower: str
-    split: str
-    teacher: dict[str, Any]
-    views: int
-    augment: str
-    seed: int
-    dtype: str
-    precision: str
-    rows: int = 0
-    shards: list[dict[str, Any]] = field(default_factory=list)
-    skipped: dict[str, int] = field(default_factory=dict)
-    format: int = FORMAT
-
-    @property
-    def dim(self) -> int:
-        """D."""
-        return int(self.teacher["embed_dim"])
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for two tables to hold the same numbers, flat: dotted key → value."""
-        made_by = {"format": self.format, "tower": self.tower, "split": self.split, "views": self.views}
-        made_by |= {"augment": self.augment, "seed": self.seed, "dtype": self.dtype, "precision": self.precision}
-        return made_by | teacher_fingerprint(self.teacher)
-
-
-def teacher_fingerprint(teacher: dict[str, Any]) -> dict[str, Any]:
-    """The part of a fingerprint that names the teacher. Its name is left out: a copied folder is the same teacher."""
-    keys = ("weights_sha256", "embed_dim", "preprocess")
-    known = {key: teacher.get(key) for key in keys} | {"tokenizer": identity(teacher["tokenizer"])}
-    return flatten({"teacher": known})
-
-
-def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, keys joined by dots; tuples become lists, as JSON has them."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, dict):
-            flat |= flatten(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(item) if isinstance(item, tuple) else item
-    return flat
-
-
-def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """One line for each key whose value differs, "key: expected …, found …"."""
-    return [
-        f"{key}: expected {expected.get(key)!r}, found {found.get(key)!r}"
-        for key in sorted(expected.keys() | found.keys())
-        if expected.get(key) != found.get(key)
-    ]
-
-
-def require_same(what: str, expected: dict[str, Any], found: dict[str, Any], fix: str) -> None:
-    """Raise a StoreError that lists every difference between two fingerprints, and the fix."""
-    lines = differences(expected, found)
-    if lines:
-        raise StoreError(f"{what} was made from something else:\n  " + "\n  ".join(lines) + f"\n{fix}")
 
 
 class Store:
@@ -156,12 +68,9 @@ class Store:
                 "Run (or run again) `clip-distill embed`; it continues where it stopped."
             )
         content = (self.folder / MANIFEST).read_bytes()
-        found = json.loads(content)
-        if found.get("format") != FORMAT:
-            raise StoreError(f"{self.folder}: expected store format {FORMAT}, found {found.get('format')}")
-        self.manifest = Manifest(**found)
-        self.digest = hashlib.sha256(content).hexdigest()
+        self.manifest = read_manifest(str(self.folder / MANIFEST), content)
         self.starts = np.cumsum([0, *(shard["rows"] for shard in self.manifest.shards)])
+        self.digest = hashlib.sha256(content).hexdigest()
         self._offsets: dict[tuple[int, int], int] = {}
         self._open = lru_cache(open_files())(self._open_view)
 
@@ -221,7 +130,8 @@ class Store:
         files = zip(shards[firsts].tolist(), views[firsts].tolist(), places.tolist(), bounds, strict=True)
         for shard, view, place, (start, stop) in files:
             file, offset = self._open(shard, view)
-            read_into(content[start:stop], file, offset + place)
+            with damaged(self.folder):
+                read_into(content[start:stop], file, offset + place)
         as_asked = np.empty_like(out)
         as_asked[order] = out
         return as_asked
@@ -230,20 +140,26 @@ class Store:
         """[N, D], in the order of `ids`."""
         out = np.empty((len(self), self.manifest.dim), self.manifest.dtype)
         for shard, (start, stop) in enumerate(itertools.pairwise(self.starts.tolist())):
-            read_into(raw(out[start:stop]), *self._open(shard, view))
+            with damaged(self.folder):
+                read_into(raw(out[start:stop]), *self._open(shard, view))
         return out
 
     def _open_view(self, shard: int, view: int) -> tuple[IO[bytes], int]:
         """A file, and where its numbers begin."""
-        path = self.file(shard, view_file(view))
-        if (shard, view) not in self._offsets:
-            shape = (self.manifest.shards[shard]["rows"], self.manifest.dim)
-            self._offsets[shard, view] = data_offset(path, shape, self.manifest.dtype)
-        return open(path, "rb", buffering=0), self._offsets[shard, view]
+        with damaged(self.folder):
+            path = self.file(shard, view_file(view))
+            if (shard, view) not in self._offsets:
+                shape = (self.manifest.shards[shard]["rows"], self.manifest.dim)
+                self._offsets[shard, view] = data_offset(path, shape, self.manifest.dtype)
+            return open(path, "rb", buffering=0), self._offsets[shard, view]
 
     @cached_property
     def tokens(self) -> Ragged:
         """The teacher's tokens of every caption, in the order of `ids`; a text store has them."""
+        with damaged(self.folder):
+            return self._read_tokens()
+
+    def _read_tokens(self) -> Ragged:
         lengths = [np.diff(np.load(self.file(shard, "offsets.npy"))) for shard in range(self._shards)]
         offsets = starts(np.concatenate([np.empty(0, np.int64), *lengths]))
         flat = np.empty(0, np.uint16)
@@ -265,11 +181,13 @@ class Store:
         return len(self.manifest.shards)
 
     def _shard_ids(self, shard: int) -> pa.Array:
-        column = pq.read_table(self.file(shard, ROWS), columns=["id"]).column("id").cast(pa.large_string())
-        return pa.concat_arrays([NO_IDS, *column.chunks])
+        with damaged(self.folder):
+            column = pq.read_table(self.file(shard, ROWS), columns=["id"]).column("id").cast(pa.large_string())
+            return pa.concat_arrays([NO_IDS, *column.chunks])
 
     def _shard_photos(self, shard: int) -> pa.Table:
-        rows = pq.read_table(self.file(shard, ROWS))
+        with damaged(self.folder):
+            rows = pq.read_table(self.file(shard, ROWS))
         if "digest" in rows.column_names:
             return rows.select(PHOTOS.names).cast(PHOTOS)
         return pa.table([pa.nulls(len(rows), kind) for kind in PHOTOS.types], schema=PHOTOS)

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from clip_distill.store.table import ROWS, StoreError, view_file
+from clip_distill.store.manifest import StoreError
+from clip_distill.store.table import ROWS, view_file
 from clip_distill.system.errors import Error
 from clip_distill.system.files import cache_folder, not_written
 from clip_distill.system.remote import Location, load_json, save_json, sync_folder

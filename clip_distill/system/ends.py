@@ -8,6 +8,7 @@ import threading
 from types import FrameType
 from typing import NoReturn
 
+from clip_distill.system.files import FULL
 from clip_distill.system.talk import is_first
 
 KEPT = {
@@ -39,6 +40,17 @@ def heed_sigterm() -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)
+
+
+def tell_full_disks_once() -> None:
+    """Leave out a thread's traceback of a full disk, which the main thread is told of as well."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in FULL):
+            before(failed)
+
+    threading.excepthook = hook
 
 
 def leave(verb: str, end: BaseException) -> NoReturn:

@@ -15,7 +15,7 @@ from clip_distill.batches.features import pack_features
 from clip_distill.batches.loader import DistillData
 from clip_distill.evaluation.loading import load_student, require_taught_by, teacher_of_store
 from clip_distill.recipe import Recipe
-from clip_distill.store.table import StoreError, require_same, teacher_fingerprint
+from clip_distill.store.manifest import StoreError, require_same, teacher_fingerprint
 from clip_distill.students.inherit import inherit
 from clip_distill.system.errors import AlreadyExists, InvalidValue
 from clip_distill.system.talk import say

@@ -8,7 +8,8 @@ from typing import Any
 
 from clip_distill.recipes import read_recipe
 from clip_distill.store.ensemble import open_table
-from clip_distill.store.table import Store, StoreError
+from clip_distill.store.manifest import StoreError
+from clip_distill.store.table import Store
 from clip_distill.system.talk import say
 from clip_distill.train.preset import Facts, Settings, settings_of, without
 from clip_distill.train.tables import other

@@ -12,7 +12,8 @@ from clip_distill.evaluation.holdout import with_texts
 from clip_distill.recipe import Recipe
 from clip_distill.store.ensemble import open_table
 from clip_distill.store.joined import Joined
-from clip_distill.store.table import Store, StoreError
+from clip_distill.store.manifest import StoreError
+from clip_distill.store.table import Store
 
 
 def open_prompts(store: str) -> Store:

@@ -18,7 +18,8 @@ from clip_distill.batches.pack import pack_images
 from clip_distill.corpus.layout import Corpus
 from clip_distill.corpus.report import Skips
 from clip_distill.pixels.views import Views
-from clip_distill.store.table import Store, StoreError
+from clip_distill.store.manifest import StoreError
+from clip_distill.store.table import Store
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.talk import say
 from clip_distill.tokens.encode import tokenize

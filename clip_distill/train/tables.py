@@ -23,7 +23,8 @@ from clip_distill.corpus.layout import Corpus
 from clip_distill.losses import needed
 from clip_distill.recipe import Loss, Recipe
 from clip_distill.store.ensemble import open_table
-from clip_distill.store.table import Store, StoreError, require_same, teacher_fingerprint
+from clip_distill.store.manifest import StoreError, require_same, teacher_fingerprint
+from clip_distill.store.table import Store
 from clip_distill.system.errors import InvalidValue
 from clip_distill.towers.spec import TOWERS, Tower
 from clip_distill.train.prompted import text_table

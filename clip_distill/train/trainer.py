@@ -13,11 +13,12 @@ import psutil
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 
 from clip_distill.batches.datasets import Batch
 from clip_distill.system.allocator import forget_peak, most_resident_bytes
 from clip_distill.system.talk import EVERY, is_quiet, loudness, on_terminal, say
+from clip_distill.train.logs import CsvLog, TensorBoardLog
 from clip_distill.train.stopping import StopAtSignal, WholeCheckpoints
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def make_trainer(
     callbacks: list[Callback] = [cost, best, last, between, StopAtSignal(folder / "last.ckpt")]
     # the CSV logger empties its folder, so a resumed run logs beside what is there
     version = f"resumed-{len(list((out / 'logs').glob('resumed-*'))) + 1}" if recipe.resume else ""
-    loggers: list[Logger] = [CSVLogger(out, "logs", version), TensorBoardLogger(out, "logs", version)]
+    loggers: list[Logger] = [CsvLog(out, "logs", version), TensorBoardLog(out, "logs", version)]
     if recipe.wandb:
         from lightning.pytorch.loggers import WandbLogger
 

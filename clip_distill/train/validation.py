@@ -18,7 +18,8 @@ from torch import Tensor
 from clip_distill.corpus.layout import Split
 from clip_distill.evaluation.holdout import MOST, agreement
 from clip_distill.evaluation.recall import retrieval_metrics
-from clip_distill.store.table import Store, StoreError, require_same, teacher_fingerprint
+from clip_distill.store.manifest import StoreError, require_same, teacher_fingerprint
+from clip_distill.store.table import Store
 from clip_distill.system.talk import say
 from clip_distill.towers.spec import Tower
 

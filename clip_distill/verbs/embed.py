@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from clip_distill.corpus.parts import Split
     from clip_distill.store.build import EmbedParts
     from clip_distill.store.embed import Runner
-    from clip_distill.store.table import Manifest
+    from clip_distill.store.manifest import Manifest
     from clip_distill.system.remote import Location
     from clip_distill.towers.spec import Tower
 
@@ -115,7 +115,8 @@ def embed(
     from clip_distill.corpus.layout import scan
     from clip_distill.corpus.parts import items_of
     from clip_distill.store.embed import Runner
-    from clip_distill.store.table import Manifest, table_folder
+    from clip_distill.store.manifest import Manifest
+    from clip_distill.store.table import table_folder
     from clip_distill.teachers import load_teacher
     from clip_distill.teachers.upright import PREFIX
     from clip_distill.tokens.prompts import vocabulary_prompts
@@ -212,8 +213,9 @@ def _memory_explained(runner: Runner) -> Iterator[None]:
 def _embed_table(folder: Location, made_by: Manifest, items: pa.Table, runner: Runner, shard_rows: int) -> None:
     """Make one table, and say what it holds."""
     from clip_distill.store.build import build_table, process_rank
+    from clip_distill.store.manifest import MANIFEST
     from clip_distill.store.photos import readable, require_same_sizes
-    from clip_distill.store.table import MANIFEST, Store
+    from clip_distill.store.table import Store
 
     are_photos = made_by.tower == "image"
     if are_photos and (folder / MANIFEST).is_file():

@@ -101,7 +101,8 @@ def tables_of(root: Location | str) -> list[Location]:
     Raises:
         StoreError: There is none.
     """
-    from clip_distill.store.table import StoreError, table_folder
+    from clip_distill.store.manifest import StoreError
+    from clip_distill.store.table import table_folder
     from clip_distill.towers.spec import TOWERS
 
     folders = [table_folder(root, tower, split) for tower in TOWERS for split in ("train", "val")]
@@ -116,7 +117,8 @@ def tables_of(root: Location | str) -> list[Location]:
 
 def _describe(folder: Location, teachers: dict[str, str]) -> dict[str, str]:
     """What there is to say of a table; adds its teacher, digest → name."""
-    from clip_distill.store.table import MANIFEST, Store
+    from clip_distill.store.manifest import MANIFEST
+    from clip_distill.store.table import Store
 
     if not (folder / MANIFEST).is_file():
         return {"rows": "unfinished", "shards": str(len(list(folder.glob("shard-*/shard.json"))))}
@@ -149,7 +151,8 @@ def verify(store: str) -> None:
         store: Folder or URL that `clip-distill embed` wrote, or an ensemble: each store that it combines.
     """
     from clip_distill.store.ensemble import stores_of
-    from clip_distill.store.table import Store, StoreError
+    from clip_distill.store.manifest import StoreError
+    from clip_distill.store.table import Store
     from clip_distill.store.verify import problems
 
     tables = [Store(folder) for root in stores_of(store) for folder in tables_of(root)]
@@ -190,7 +193,8 @@ def export(
 
     from clip_distill.store.clip_retrieval import Column
     from clip_distill.store.clip_retrieval import export as write
-    from clip_distill.store.table import MANIFEST, Store, table_folder
+    from clip_distill.store.manifest import MANIFEST
+    from clip_distill.store.table import Store, table_folder
     from clip_distill.towers.spec import TOWERS
 
     corpus = _corpus(data, sources)
@@ -255,7 +259,8 @@ def import_folder(
     """
     from clip_distill.store.build import build_table
     from clip_distill.store.clip_retrieval import items_of, open_folder, photo_ids, read_with
-    from clip_distill.store.table import Manifest, table_folder
+    from clip_distill.store.manifest import Manifest
+    from clip_distill.store.table import table_folder
     from clip_distill.teachers import load_teacher
     from clip_distill.towers.spec import TOWERS
 

@@ -23,7 +23,7 @@ from clip_distill.batches.pack import pack
 from clip_distill.batches.packed import Contents, Packed
 from clip_distill.cli import main as cli
 from clip_distill.recipe import Loader, Recipe, Student
-from clip_distill.store.table import StoreError
+from clip_distill.store.manifest import StoreError
 from clip_distill.teachers import load_teacher
 from clip_distill.train.assemble import assemble
 from clip_distill.train.samples import OnlineTarget

@@ -12,7 +12,7 @@ from clip_distill.corpus.layout import scan
 from clip_distill.corpus.report import Skips
 from clip_distill.corpus.translations import read_pairs, with_translations
 from clip_distill.store.ensemble import open_table
-from clip_distill.store.table import StoreError
+from clip_distill.store.manifest import StoreError
 from clip_distill.train.samples import with_targets
 
 PAIRS = [("a dog .", "一只狗。"), ('"two", cats', "两只猫"), ("a dog .", "一条狗。")]

@@ -21,7 +21,7 @@ from clip_distill.planning.memory import largest_that_fits
 from clip_distill.planning.report import duration, size, steps_per_epoch
 from clip_distill.planning.stand_in import RandomStore, random_validation
 from clip_distill.planning.timing import timed, timed_steps
-from clip_distill.store.table import Manifest
+from clip_distill.store.manifest import Manifest
 from clip_distill.system.allocator import forget_peak
 from clip_distill.system.processes import PeakMemory, available_bytes, in_own_process, workers_bytes
 from clip_distill.tokens.ragged import Ragged

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from clip_distill.store.build import EmbedParts, Part, build_table
-from clip_distill.store.table import Manifest, Store
+from clip_distill.store.manifest import Manifest
+from clip_distill.store.table import Store
 from clip_distill.store.write import Shard
 
 DIM = 8

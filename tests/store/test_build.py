@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from clip_distill.store.build import build_table, process_rank
-from clip_distill.store.table import MANIFEST, Store, StoreError
+from clip_distill.store.manifest import MANIFEST, StoreError
+from clip_distill.store.table import Store
 
 Start = Callable[..., Any]  # of conftest.Child
 Contents = Callable[[Path], dict[str, bytes]]

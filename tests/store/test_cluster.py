@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from clip_distill.cli import main as cli
-from clip_distill.store.table import MANIFEST
+from clip_distill.store.manifest import MANIFEST
 
 Contents = Callable[[Path], dict[str, bytes]]
 WaitFor = Callable[[Callable[[], object]], None]

@@ -21,7 +21,7 @@ from clip_distill.pixels.views import AUGMENTATIONS, Views, normalise
 from clip_distill.store.build import Part
 from clip_distill.store.embed import Runner, embed_texts
 from clip_distill.store.ensemble import open_table
-from clip_distill.store.table import StoreError
+from clip_distill.store.manifest import StoreError
 from clip_distill.teachers import load_teacher
 from clip_distill.tokens.encode import load_tokenizer
 from clip_distill.tokens.spec import TokenizerSpec

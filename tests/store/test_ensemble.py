@@ -12,7 +12,7 @@ import pytest
 
 from clip_distill.cli import main as cli
 from clip_distill.store.ensemble import open_table, write_ensemble
-from clip_distill.store.table import StoreError
+from clip_distill.store.manifest import StoreError
 from clip_distill.towers.spec import load_tower
 
 

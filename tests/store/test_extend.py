@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from clip_distill.store.build import build_table
-from clip_distill.store.table import Store, StoreError
+from clip_distill.store.manifest import StoreError
+from clip_distill.store.table import Store
 
 Contents = Callable[[Path], dict[str, bytes]]
 Start = Callable[..., Any]  # of conftest.Child

@@ -13,7 +13,8 @@ import pytest
 
 from clip_distill.cli import main as cli
 from clip_distill.store.ensemble import open_table
-from clip_distill.store.table import Store, StoreError
+from clip_distill.store.manifest import StoreError
+from clip_distill.store.table import Store
 from clip_distill.store.verify import problems
 from clip_distill.system.paths import listed_sizes
 from clip_distill.system.remote import RemotePath, cache_folder, locate

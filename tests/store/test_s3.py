@@ -16,7 +16,8 @@ import pytest
 from clip_distill.cli import main as cli
 from clip_distill.pixels.photos import BadImage, read_bytes_of
 from clip_distill.store.ensemble import open_table
-from clip_distill.store.table import Store, StoreError
+from clip_distill.store.manifest import StoreError
+from clip_distill.store.table import Store
 
 pytest.importorskip("s3fs", reason="needs the extra s3")
 server = pytest.importorskip("moto.server", reason="needs an S3 server, moto, of the extra dev")

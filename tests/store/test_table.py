@@ -18,7 +18,8 @@ import pytest
 from clip_distill.store import table
 from clip_distill.store.build import build_table
 from clip_distill.store.ensemble import open_table
-from clip_distill.store.table import Store, StoreError, differences, require_same, teacher_fingerprint
+from clip_distill.store.manifest import StoreError, differences, require_same, teacher_fingerprint
+from clip_distill.store.table import Store
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from clip_distill.store import write
-from clip_distill.store.table import StoreError
+from clip_distill.store.manifest import StoreError
 from clip_distill.store.write import only_writer
 
 

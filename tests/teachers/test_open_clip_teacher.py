@@ -20,7 +20,7 @@ from open_clip.model import CustomTextCLIP
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 
-from clip_distill.store.table import flatten
+from clip_distill.store.manifest import flatten
 from clip_distill.system.hub import reachable
 from clip_distill.teachers import load_teacher
 from clip_distill.teachers.open_clip import read_config, split_name

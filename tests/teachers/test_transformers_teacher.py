@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from clip_distill.pixels.views import Views, normalise
-from clip_distill.store.table import flatten
+from clip_distill.store.manifest import flatten
 from clip_distill.teachers import load_teacher
 from clip_distill.teachers.transformers import preprocess_cfg
 from clip_distill.tokens.encode import load_tokenizer, tokenize

@@ -15,7 +15,8 @@ import clip_distill as cd
 from clip_distill.batches.order import EpochBatches
 from clip_distill.cli.main import main as cli
 from clip_distill.store.joined import Joined
-from clip_distill.store.table import Store, StoreError
+from clip_distill.store.manifest import StoreError
+from clip_distill.store.table import Store
 from clip_distill.towers.spec import load_tower
 from clip_distill.train.prompted import drawn_each_epoch
 

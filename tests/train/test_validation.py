@@ -18,7 +18,8 @@ from clip_distill.evaluation.holdout import agreement
 from clip_distill.evaluation.recall import mean_cosine, retrieval_metrics
 from clip_distill.evaluation.retrieval import Benchmark, encode_images, encode_texts
 from clip_distill.store.ensemble import open_table
-from clip_distill.store.table import Store, StoreError
+from clip_distill.store.manifest import StoreError
+from clip_distill.store.table import Store
 from clip_distill.teachers import load_teacher
 from clip_distill.towers.spec import Tower, load_tower
 from clip_distill.train.validation import Validation, load_validation
