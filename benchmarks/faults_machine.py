@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from faults_bed import Bed, Result, Work, difference, files, indexed, last_line, trained
+from faults_bed import ROOT, Bed, Result, Work, difference, files, indexed, last_line, trained
 from faults_kill import Outcomes
-from faults_warm import HANGS, Child, require_mounts
+from faults_warm import HANGS, Child, Skip, require_mounts
 
 SEPARATE = 60.0  # seconds in which a process must notice that the other is dead
 MEMORY = 2 << 30
@@ -98,13 +101,44 @@ def wrong(what: str, child: Child, expected: Result, work: Work, out: Path) -> s
 
 
 def little_memory(bed: Bed, times: int, rng: random.Random) -> Outcomes:
-    """2 GiB of private memory (RLIMIT_DATA, which counts what is reserved as well)."""
-    for work in [*wide_works(bed), bed.works["fit"], bed.works["search"]]:
-        expected = bed.undisturbed(work)[0]
-        for _ in range(times):
-            out = bed.place()
-            child = bed.warm.verb(*work.argv(out), data_limit=MEMORY).wait()
-            yield wrong(f"{work.name} in 2 GiB", child, expected, work, out)
+    """2 GiB for a fresh process and its workers, by a control group, which counts what is used."""
+    with control_group(MEMORY) as tasks:
+
+        def join() -> None:
+            tasks.write_text(str(os.getpid()), encoding="ascii")
+
+        for work in [*wide_works(bed), bed.works["fit"], bed.works["search"]]:
+            expected = bed.undisturbed(work)[0]
+            for _ in range(times):
+                out = bed.place()
+                words = [sys.executable, "-m", "clip_distill", *map(str, work.argv(out))]
+                ended = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, preexec_fn=join)
+                said = (ended.stdout + ended.stderr).strip().splitlines()[-1:]
+                lost = f"exit status {ended.returncode}, {said}" if ended.returncode else None
+                lost = lost or difference(expected, work.result(out))
+                shutil.rmtree(out, ignore_errors=True)
+                yield lost and f"{work.name} in 2 GiB: {lost}"
+
+
+@contextlib.contextmanager
+def control_group(limit: int) -> Iterator[Path]:
+    """A control group of so many bytes; the file that a process joins it by."""
+    for root, most, tasks in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "tasks"),
+                              ("/sys/fs/cgroup", "memory.max", "cgroup.procs")):  # fmt: skip
+        group = Path(root) / f"clip-distill-{os.getpid()}"
+        try:
+            group.mkdir()
+            (group / most).write_text(str(limit), encoding="ascii")
+        except OSError:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+            continue
+        try:
+            yield group / tasks
+        finally:
+            group.rmdir()
+        return
+    raise Skip("no control group of memory can be made here")
 
 
 def dead_rank(bed: Bed, times: int, rng: random.Random) -> Outcomes:

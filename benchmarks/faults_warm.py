@@ -13,7 +13,6 @@ import ctypes
 import importlib
 import json
 import os
-import resource
 import select
 import shutil
 import signal
@@ -152,7 +151,6 @@ def verb(
     calls: tuple[str, int, int] | None = None,
     tmpfs: dict[str, str] | None = None,
     read_only: list[str] | None = None,
-    data_limit: int | None = None,
     environ: dict[str, str | None] | None = None,
     vanish: tuple[str, str] | None = None,
 ) -> None:
@@ -163,7 +161,6 @@ def verb(
         calls: Folder, COUNT, KILL or FULL, and at which of the calls that change files below the folder.
         tmpfs: Folder → size of a disk in memory that is mounted there, for this process alone.
         read_only: Folders that this process can't write.
-        data_limit: Bytes of private memory (RLIMIT_DATA).
         environ: Variables; None takes one away.
         vanish: A folder and a file, which is deleted as soon as another file in the folder is opened.
     """
@@ -175,8 +172,6 @@ def verb(
         own_mounts(tmpfs or {}, read_only or [])
     if vanish is not None:
         delete_at_first_open(*vanish)
-    if data_limit is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (data_limit, data_limit))
     if calls is not None:
         folder, action, at = calls
         ctypes.CDLL(None).faults_arm(os.fsencode(folder), action, ctypes.c_long(at))

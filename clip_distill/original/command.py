@@ -18,6 +18,7 @@ from typing import Any
 from clip_distill.cli import main as cli
 from clip_distill.original import trainer
 from clip_distill.original.flags import STUDENT_FLAGS, make_parser, parse
+from clip_distill.system.ends import Terminated, heed_sigterm, leave
 from clip_distill.system.errors import AlreadyExists, InvalidValue, NotFound
 
 HANDED = "CLIP_DISTILL_FIT"  # holds fit's arguments for the processes that Lightning starts by running main.py again
@@ -60,16 +61,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     if HANDED in os.environ and "LOCAL_RANK" in os.environ:
         cli.main(json.loads(os.environ[HANDED]))
         return
-    options = parse(sys.argv[1:] if argv is None else argv, trainer.flags())
+    heed_sigterm()
     try:
-        plan = make_plan(options, trainer.count_gpus())
-    except (ValueError, OSError) as error:
-        make_parser().error(str(error))
-    try:
-        run(plan, options.output_dim)
-    finally:
-        with contextlib.suppress(OSError):
-            plan.out.rmdir()  # claimed, but nothing came of it
+        options = parse(sys.argv[1:] if argv is None else argv, trainer.flags())
+        try:
+            plan = make_plan(options, trainer.count_gpus())
+        except (ValueError, OSError) as error:
+            make_parser().error(str(error))
+        try:
+            run(plan, options.output_dim)
+        finally:
+            with contextlib.suppress(OSError):
+                plan.out.rmdir()  # claimed, but nothing came of it
+    except (KeyboardInterrupt, Terminated) as end:
+        leave("fit", end)
 
 
 def run(plan: Plan, output_dim: int) -> None:

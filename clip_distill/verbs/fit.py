@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from clip_distill.recipe import Recipe
 from clip_distill.recipes import read_recipe
+from clip_distill.system import shown
 from clip_distill.system.arguments import Place, filled, flat, layer, parse_keys, plain
 from clip_distill.system.ends import ended_by
 from clip_distill.system.errors import Error
@@ -19,7 +19,6 @@ from clip_distill.system.files import only_one
 from clip_distill.system.talk import is_first, say
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from clip_distill.system.arguments import Parser
@@ -155,8 +154,7 @@ def train(parser: Parser, config: Any) -> Run:
         try:
             return train_in(out, recipe, trainer_options, parser, config)
         except Stopped as stopped:
-            recipe_file = shlex.quote(str(out / "recipe.yaml"))
-            kept = f"the step is saved; go on with: clip-distill fit --recipe {recipe_file} --resume"
+            kept = f"the step is saved; go on with: {shown.command('fit', '--recipe', out / 'recipe.yaml', '--resume')}"
             raise ended_by(stopped.number, kept) from None
 
 
@@ -191,7 +189,7 @@ def train_in(out: Path, recipe: Recipe, trainer_options: dict[str, Any], parser:
     if trainer_options.get("fast_dev_run") or not trainer.is_global_zero:
         return Run(out)
     say(str(cost))
-    run = save_students(module, trainer, best, out)
+    run = save_students(module, recipe, best, out)
     if before is not None and recipe.start_from is not None:
         say(*progress_of(module, before, data, Path(recipe.start_from), trainer.strategy.root_device))
     if recipe.report and module.validation.measure == "mean_recall":
@@ -209,7 +207,7 @@ def show(run: Run, device: str) -> None:
         say(f"no report: {error}")
 
 
-def save_students(module: Training, trainer: Trainer, best: ModelCheckpoint, out: Path) -> Run:
+def save_students(module: Training, recipe: Recipe, best: ModelCheckpoint, out: Path) -> Run:
     """Write the best student, or both, beside the checkpoints, and say where."""
     import torch
 
@@ -225,6 +223,7 @@ def save_students(module: Training, trainer: Trainer, best: ModelCheckpoint, out
         folder = students[spec.tower] = out / "student" / name
         save_tower(folder, spec, tower)
         say(f"{folder}: {count_parameters(tower) / 1e6:.2f}M parameters{score}")
-    flags = " ".join(f"--{tower}_student {shlex.quote(str(out))}" for tower in students)
-    say(f"next: clip-distill evaluate {flags} …, clip-distill export …")
+    where = ["--store", recipe.store, *(word for tower in students for word in (f"--{tower}_student", out))]
+    data = [shown.command("evaluate", "--data", recipe.data, *where)] if recipe.data else []
+    say("next:", *(f"  {line}" for line in [*data, shown.command("export", *where, "--out", out / "exported")]))
     return Run(out, students, recall)

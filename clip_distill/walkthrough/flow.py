@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rich.table import Table
 from clip_distill.corpus.layout import Corpus
 from clip_distill.system.errors import AlreadyExists
 from clip_distill.system.files import read_json, write_json
+from clip_distill.system.shown import command, install
 from clip_distill.towers.spec import Tower
 from clip_distill.train.fill import DEFAULT, facts_of
 from clip_distill.train.preset import settings_of
@@ -238,31 +238,33 @@ def recall_table(result: dict[str, Any]) -> Table:
 
 def advice(out: Path, material: Material, own_data: bool, exported: str) -> str:
     """What to try next."""
+    search, mine = (
+        install("search", "onnxruntime", "fastapi"),
+        ["--teacher", "ViT-B-32/openai", "--out", "quickstart-mine"],
+    )
     if not own_data:
         return (
             f"Both students are one open_clip model now: local-dir:{exported}\n"
-            "Search its pictures with it (pip install 'clip-distill[search]'):\n"
-            f"  clip-distill search {shlex.quote(str(out / 'data/image'))} --student {shlex.quote(exported)}\n"
+            f"Search its pictures with it{search}:\n"
+            f"  {command('search', out / 'data/image', '--student', exported)}\n"
             "The same on your own photos, or sentences, or both:\n"
-            "  clip-distill quickstart --photos PHOTOS --teacher ViT-B-32/openai --out quickstart-mine\n"
-            "or photos with their captions (folder layout: clip-distill embed --help):\n"
-            "  clip-distill quickstart --data DATA --teacher ViT-B-32/openai --out quickstart-mine"
+            f"  {command('quickstart', '--photos', 'PHOTOS', *mine)}\n"
+            f"or photos with their captions (folder layout: {command('embed', '--help')}):\n"
+            f"  {command('quickstart', '--data', 'DATA', *mine)}"
         )
     runs = {tower: out / "runs" / tower for tower in ("image", "text") if (out / "runs" / tower).is_dir()}
-    named = " ".join(f"--{tower}_student {shlex.quote(str(folder))}" for tower, folder in runs.items())
-    files = shlex.quote(str(out / "onnx"))
+    named = [word for tower, folder in runs.items() for word in (f"--{tower}_student", folder)]
     places = [material.photos] if material.photos else [str(Path(material.data) / "image")] if material.data else []
     lines = [
-        "Search your photos with it (pip install 'clip-distill[search]'):",
-        f"  clip-distill search {shlex.join(places)} {named}",
+        f"Search your photos with it{search}:",
+        f"  {command('search', *places, *named)}",
     ] if places and "image" in runs else []  # fmt: skip
     lines += [
-        "Files for ONNX Runtime (pip install 'clip-distill[onnx]'):",
-        f"  clip-distill export {named} --to onnx --out {files}",
+        f"Files for ONNX Runtime{install('onnx', 'onnx', 'onnxscript')}:",
+        f"  {command('export', *named, '--to', 'onnx', '--out', out / 'onnx')}",
         "A larger student, from the same store:",
     ]
     tower = next(iter(runs))
-    store = shlex.quote(str(out / "store"))
-    where = shlex.join(material.flags())
-    lines.append(f"  clip-distill fit --tower {tower} --preset best {where} --store {store} --out runs/{tower}")
+    rest = ["--preset", "best", *material.flags(), "--store", out / "store", "--out", f"runs/{tower}"]
+    lines.append(f"  {command('fit', '--tower', tower, *rest)}")
     return "\n".join(lines)

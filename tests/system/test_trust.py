@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,9 @@ import torch
 
 import clip_distill as cd
 from clip_distill.cli import main as cli
+from clip_distill.corpus.captions import read_captions
+from clip_distill.corpus.files import images_of
+from clip_distill.corpus.report import Skips
 from clip_distill.recipes import read_recipe
 from clip_distill.store.foreign import open_index
 from clip_distill.system.registry import TRUST, require_trust
@@ -106,3 +111,21 @@ def test_every_load_in_the_package_refuses_pickles() -> None:
             assert "torch.load(" not in line or "weights_only=True" in line, f"{path}:{number}"
             assert "allow_pickle=True" not in line, f"{path}:{number}"
             assert "(trust_remote_code=True" not in line and "yaml.load(" not in line, f"{path}:{number}"
+
+
+def test_a_tar_is_never_unpacked_and_only_its_files_are_read(tmp_path: Path) -> None:
+    outside, inside = tmp_path / "outside", tmp_path / "data"
+    inside.mkdir()
+    with tarfile.open(inside / "s.tar", "w") as tar:
+        for name, kind in (("link.jpg", tarfile.SYMTYPE), ("hard.jpg", tarfile.LNKTYPE), ("tty.jpg", tarfile.CHRTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, str(outside)
+            tar.addfile(member)
+        for name in ("../outside/a.txt", "/etc/b.txt", "c.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 5
+            tar.addfile(member, io.BytesIO(b"a dog"))
+    skips = Skips()
+    assert len([*read_captions(str(inside / "s.tar"), None, None, skips)]) == 3
+    assert [*images_of(str(inside / "s.tar"), False, skips)] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
