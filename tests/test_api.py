@@ -16,6 +16,7 @@ import torch
 
 import clip_distill as cd
 from clip_distill.cli import main as cli
+from clip_distill.towers.spec import pick_device
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -203,6 +204,7 @@ def test_a_class_within_a_function_has_no_name_to_find_it_by(world: dict[str, An
         ({"optimiser.lr": 1}, "optimiser"),
         ({"optimizer.lr": "fast"}, "optimizer.lr"),
         ({"store": "nowhere"}, "expected a finished store"),
+        ({"store": None}, "fit: expected store=…, found none"),
         ({"recipe": "nowhere.yaml"}, "nowhere"),
         ({"loss": {"names": ["nonsense"]}}, "unknown loss 'nonsense'"),
         ({"mixup": 0.2}, "expected --tower image"),
@@ -214,6 +216,13 @@ def test_mistakes_are_exceptions_of_ours(
     with pytest.raises(cd.Error, match=message):
         cd.fit(**{"tower": "text", "data": world["DATA"], "store": world["STORE"], "out": tmp_path / "run"} | keys)
     assert not (tmp_path / "run").exists()
+
+
+def test_one_place_is_a_list_of_one_and_a_device_is_one_that_there_is(tmp_path: Path) -> None:
+    with pytest.raises(cd.Error, match="since nowhere has no recipe"):
+        cd.report("nowhere")
+    with pytest.raises(cd.InvalidValue, match="device: expected auto, .*, found 'cudda'"):
+        pick_device("cudda")
 
 
 def test_a_recipe_is_a_file_or_an_object_and_keywords_override_it(world: dict[str, Any], tmp_path: Path) -> None:

@@ -207,6 +207,11 @@ def spelt(place: Place | None) -> str | None:
     return None if place is None else os.fspath(place)
 
 
+def listed(places: Sequence[Place] | Place) -> list[str]:
+    """Places as strings; one alone is a list of one, not one of its letters."""
+    return [os.fspath(places)] if isinstance(places, str | os.PathLike) else [os.fspath(place) for place in places]
+
+
 def plain(value: Any) -> Any:
     """A value as a YAML would have it: paths as strings, a class or function of the user's own as `module:Attr`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type) and not isinstance(value, os.PathLike):

@@ -160,7 +160,8 @@ class _Begin:
 
     def __call__(self, worker: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler of the parent's would not run while a read hangs
+        # a scheduler's SIGTERM goes to all of a group: the parent finishes its step first. The next one ends a worker
+        signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
         at_work.begin(self.notes[worker])
         end_with_parent()
 

@@ -20,7 +20,7 @@ from open_clip.model import _build_text_tower, _build_vision_tower
 from open_clip.transformer import TextTransformer
 from torch import nn
 
-from clip_distill.system.errors import NotFound
+from clip_distill.system.errors import InvalidValue, NotFound
 from clip_distill.system.files import read_json, write_bytes, write_json
 from clip_distill.system.registry import require_trust, resolve
 from clip_distill.towers.attention import exact_attention
@@ -122,9 +122,16 @@ def load_tower(folder: Path | str) -> tuple[TowerSpec, nn.Module]:
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is this process's GPU (LOCAL_RANK or SLURM_LOCALID says which), else MPS, else the CPU."""
+    """`auto` is this process's GPU (LOCAL_RANK or SLURM_LOCALID says which), else MPS, else the CPU.
+
+    Raises:
+        InvalidValue: There is no such device.
+    """
     if device != "auto":
-        return torch.device(device)
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise InvalidValue(f"device: expected auto, cpu, cuda, cuda:1, mps, …, found {device!r}") from error
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         return torch.device("cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from clip_distill.corpus.layout import Sources
-from clip_distill.system.arguments import Place, spelt
+from clip_distill.system.arguments import Place, listed, spelt
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.talk import say
 
@@ -118,7 +118,7 @@ def evaluate(
         report = {"data": count(guide.benchmark, split, skipped), **compare(guide, students, how)}
     if elsewhere:
         record = guide.info if guide is not None else teacher_of_store(str(store))
-        places = [str(spelt(place)) for place in elsewhere]
+        places = listed(elsewhere)
         report["elsewhere"] = compare_elsewhere(places, record, students, guide, report["students"], how)
     if out is not None:
         write_json(Path(out), report)

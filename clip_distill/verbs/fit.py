@@ -14,7 +14,7 @@ from clip_distill.recipes import read_recipe
 from clip_distill.system import shown
 from clip_distill.system.arguments import Place, filled, flat, layer, parse_keys, plain
 from clip_distill.system.ends import ended_by
-from clip_distill.system.errors import Error
+from clip_distill.system.errors import Error, InvalidValue
 from clip_distill.system.files import only_one
 from clip_distill.system.talk import is_first, say
 
@@ -112,6 +112,8 @@ def fit(
 
     base = {} if recipe is None else plain(recipe) if isinstance(recipe, Recipe) else read_recipe(recipe)
     given = layer({"trainer": trainer or {}, "find_lr": find_lr, **keys}, base)
+    if lacking := [key for key in ("tower", "store", "out") if not given.get(key) and not given.get("start_from")]:
+        raise InvalidValue(f"fit: expected {', '.join(f'{key}=…' for key in lacking)}, found none")
     parser = fit_parser()
     return train(parser, parse_keys(parser, filled(given, fill(given, recipe is not None))))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clip_distill.corpus.layout import Sources
-from clip_distill.system.arguments import Place, call, places_first, spelt
+from clip_distill.system.arguments import Place, call, listed, places_first, spelt
 from clip_distill.system.errors import InvalidValue
 from clip_distill.system.files import read_json, write_json
 from clip_distill.system.talk import say
@@ -75,7 +75,7 @@ def report(
     from clip_distill.reporting.page import write_page
     from clip_distill.towers.spec import pick_device
 
-    places = [str(spelt(run)) for run in runs]
+    places = listed(runs)
     if not places:
         raise InvalidValue("expected at least one run: clip-distill report RUN")
     if test is not None and store is None:

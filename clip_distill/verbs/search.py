@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clip_distill.system.arguments import Place, call, places_first, spelt
-from clip_distill.system.errors import InvalidValue, MissingPackage
+from clip_distill.system.arguments import Place, call, listed, places_first, spelt
+from clip_distill.system.errors import AlreadyExists, InvalidValue, MissingPackage
 from clip_distill.system.talk import say
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def search(
         >>> len(found), sorted(found[0])[:3]
         (3, ['good', 'height', 'id'])
     """
-    folders = [str(spelt(place)) for place in photos]
+    folders = listed(photos)
     if not folders:
         raise InvalidValue("expected at least one folder: clip-distill search PHOTOS --student DIR")
     names = {"student": spelt(student), "image": spelt(image_student), "text": spelt(text_student)}
@@ -139,8 +139,13 @@ def search(
             raise MissingPackage(message) from error
         serve(made, host, port, token, open)
         return Answers()
-    state = made.bring_up_to_date()
-    say(state.line(), *state.skips.lines(), *(f"  unread: {path} ({why})" for path, why in made.index.unread()))
+    try:
+        state = made.bring_up_to_date()
+        say(state.line(), *state.skips.lines(), *(f"  unread: {path} ({why})" for path, why in made.index.unread()))
+    except AlreadyExists as error:
+        if query is None:
+            raise
+        say(f"answered by what the index has now: {error}")
     if query is None:
         return Answers()
     return Answers(made.ask(query, count=top), json)
