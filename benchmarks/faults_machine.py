@@ -130,10 +130,12 @@ def little_memory(bed: Bed, times: int, rng: random.Random) -> Outcomes:
 
 @contextlib.contextmanager
 def control_group(limit: int) -> Iterator[Path]:
-    """A control group of so many bytes; the file that a process joins it by."""
-    for root, most, tasks in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "tasks"),
-                              ("/sys/fs/cgroup", "memory.max", "cgroup.procs")):  # fmt: skip
-        group = Path(root) / f"clip-distill-{os.getpid()}"
+    """A control group of so many bytes, below this process's own; the file that a process joins it by."""
+    own = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    kinds = {"memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "tasks")}
+    kinds[""] = ("/sys/fs/cgroup", "memory.max", "cgroup.procs")
+    for kind, (root, most, tasks) in kinds.items():
+        group = Path(f"{root}{own.get(kind, '/')}") / f"clip-distill-{os.getpid()}"
         try:
             group.mkdir()
             (group / most).write_text(str(limit), encoding="ascii")
