@@ -54,8 +54,21 @@ class Bed:
     def __init__(self, warm: Warm, folder: Path) -> None:
         self.warm, self.folder, self._number = warm, folder, 0
         self._undisturbed: dict[str, tuple[Result, Child, float]] = {}
-        succeed(warm.start("faults_bed:draw", folder=str(folder)))
-        self.teacher, self.data, self.photos = f"local-dir:{folder}/teacher", folder / "data", folder / "photos"
+        succeed(warm.start("faults_bed:draw", folder=str(folder), name="data", count=24, image_size=32))
+        self.teacher, self.data = f"local-dir:{folder}/data-teacher", folder / "data"
+
+    @cached_property
+    def photos(self) -> Path:
+        """A folder to search."""
+        succeed(self.warm.start("faults_bed:draw_photos", folder=str(self.folder / "photos")))
+        return self.folder / "photos"
+
+    @cached_property
+    def wide(self) -> Path:
+        """Photos for a teacher of 224×224, some of 12 megapixels."""
+        arguments = {"folder": str(self.folder), "name": "wide", "count": WIDE, "image_size": 224, "large": 4}
+        succeed(self.warm.start("faults_bed:draw", **arguments))
+        return self.folder / "wide"
 
     @cached_property
     def store(self) -> Path:
@@ -88,7 +101,7 @@ class Bed:
 
     def embed_wide(self, out: Path, workers: int) -> list[object]:
         """Photos of 12 megapixels among others, decoded to 224×224."""
-        what = ["--data", self.folder / "wide", "--teacher", f"local-dir:{self.folder}/wide-teacher", "--store", out]
+        what = ["--data", self.wide, "--teacher", f"local-dir:{self.folder}/wide-teacher", "--store", out]
         return ["embed", *what, "--workers", workers, "--device", "cpu", "--dtype", "float32"]
 
     def fit(self, out: Path, epochs: int = 3, *more: object) -> list[object]:
@@ -100,7 +113,7 @@ class Bed:
     def fit_wide(self, out: Path, workers: int) -> list[object]:
         """Of an image student of 224×224."""
         student = "{input_resolution: 224, patch_size: 56, width: 16, layers: 1, heads: 2}"
-        what = ["fit", "--preset", "none", "--tower", "image", "--data", self.folder / "wide", "--store"]
+        what = ["fit", "--preset", "none", "--tower", "image", "--data", self.wide, "--store"]
         how = ["--student.name", "vit", "--student.options", student, "--loader.workers", workers]
         return [*what, self.wide_store, "--out", out, *how, "--loader.batch_size", 64, *TRAINER,
                 "--trainer.max_epochs", 2]  # fmt: skip
@@ -151,25 +164,30 @@ TRAINER = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "fal
 TRAINER += ["--trainer.log_every_n_steps", "1", "--seed", "4"]
 
 
-def draw(folder: str) -> None:
-    """Make data and teachers; in a process of the server."""
+def draw(folder: str, name: str, count: int, image_size: int, large: int = 0) -> None:
+    """Make data of so many photos, and a teacher; in a process of the server."""
     sys.path.insert(0, str(ROOT))
     from PIL import Image
 
     from tests.conftest import draw_scene, draw_split, save_teacher
 
     root = Path(folder)
-    save_teacher(root / "teacher", custom_text=True)
-    save_teacher(root / "wide-teacher", custom_text=True, image_size=224)
-    for name, count in (("data", 24), ("wide", WIDE)):
-        notes = root / name / "COCO/annotations"
-        draw_split(root / name / "image", notes / "captions_train2017.json", range(0, count), captions=2)
-        draw_split(root / name / "COCO/val2017", notes / "captions_val2017.json", range(count, count + 8), captions=3)
-    for number in range(4):
-        draw_scene(number).resize(LARGE, Image.Resampling.NEAREST).save(root / f"wide/image/{number:012d}.jpg")
-    (root / "photos").mkdir()
+    save_teacher(root / f"{name}-teacher", custom_text=True, image_size=image_size)
+    notes = root / name / "COCO/annotations"
+    draw_split(root / name / "image", notes / "captions_train2017.json", range(0, count), captions=2)
+    draw_split(root / name / "COCO/val2017", notes / "captions_val2017.json", range(count, count + 8), captions=3)
+    for number in range(large):
+        draw_scene(number).resize(LARGE, Image.Resampling.NEAREST).save(root / name / f"image/{number:012d}.jpg")
+
+
+def draw_photos(folder: str) -> None:
+    """Make the photos that are searched; in a process of the server."""
+    sys.path.insert(0, str(ROOT))
+    from tests.conftest import draw_scene
+
+    Path(folder).mkdir()
     for number in range(PHOTOS):
-        draw_scene(number).rotate(number, expand=True).save(root / f"photos/{number:04d}.jpg", quality=90)
+        draw_scene(number).rotate(number, expand=True).save(f"{folder}/{number:04d}.jpg", quality=90)
 
 
 def succeed(child: Child) -> Child:

@@ -136,6 +136,7 @@ class Warm:
         """Call `module:function` in a new process."""
         self._number += 1
         log = self.folder / f"{self._number:05d}.log"
+        log.touch()  # it is read before the process has begun
         pid = int(self.ask({"function": function, "arguments": arguments, "log": str(log)}))
         return Child(self, pid, log)
 
