@@ -55,7 +55,7 @@ class Bed:
         self.warm, self.folder, self._number = warm, folder, 0
         self._undisturbed: dict[str, tuple[Result, Child, float]] = {}
         succeed(warm.start("faults_bed:draw", folder=str(folder), name="data", count=24, image_size=32))
-        self.teacher, self.data = f"local-dir:{folder}/data-teacher", folder / "data"
+        self.teacher, self.data = f"local-dir:{folder}/teacher-data", folder / "data"
 
     @cached_property
     def photos(self) -> Path:
@@ -101,7 +101,7 @@ class Bed:
 
     def embed_wide(self, out: Path, workers: int) -> list[object]:
         """Photos of 12 megapixels among others, decoded to 224×224."""
-        what = ["--data", self.wide, "--teacher", f"local-dir:{self.folder}/wide-teacher", "--store", out]
+        what = ["--data", self.wide, "--teacher", f"local-dir:{self.folder}/teacher-wide", "--store", out]
         return ["embed", *what, "--workers", workers, "--device", "cpu", "--dtype", "float32"]
 
     def fit(self, out: Path, epochs: int = 3, *more: object) -> list[object]:
@@ -172,7 +172,7 @@ def draw(folder: str, name: str, count: int, image_size: int, large: int = 0) ->
     from tests.conftest import draw_scene, draw_split, save_teacher
 
     root = Path(folder)
-    save_teacher(root / f"{name}-teacher", custom_text=True, image_size=image_size)
+    save_teacher(root / f"teacher-{name}", custom_text=True, image_size=image_size)
     notes = root / name / "COCO/annotations"
     draw_split(root / name / "image", notes / "captions_train2017.json", range(0, count), captions=2)
     draw_split(root / name / "COCO/val2017", notes / "captions_val2017.json", range(count, count + 8), captions=3)

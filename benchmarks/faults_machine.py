@@ -62,7 +62,7 @@ def read_only(bed: Bed, times: int, rng: random.Random, name: str) -> Outcomes:
     bed.undisturbed(work)
     home = bed.folder / "home"
     home.mkdir(exist_ok=True)
-    sources = [home, bed.data, bed.photos, bed.store, bed.folder / "data-teacher"]
+    sources = [home, bed.data, bed.photos, bed.store, bed.folder / "teacher-data"]
     without = {"HOME": str(home), **dict.fromkeys(("CLIP_DISTILL_CACHE", "XDG_CACHE_HOME", "MPLCONFIGDIR"))}
     for _ in range(times):
         out = bed.place()
