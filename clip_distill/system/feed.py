@@ -11,6 +11,8 @@ import contextlib
 import os
 import re
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -97,7 +99,8 @@ class Feed(DataLoader[T]):
                         f"{_files(before)}. See whether it can be read (a network folder that is gone?), or set "
                         f"{TIMEOUT} to more seconds. {KEPT}"
                     ) from None
-            except (EOFError, ConnectionError):  # it died amid a message, so that which one it was can't be told
+            except (EOFError, ConnectionError):  # it died amid a message
+                time.sleep(1)  # in which torch's own handler interrupts, and says which one it was
                 raise _dead(self.at()) from None
 
     def at(self) -> list[tuple[int, str]]:
@@ -160,10 +163,19 @@ class _Begin:
 
     def __call__(self, worker: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # a scheduler's SIGTERM goes to all of a group: the parent finishes its step first. The next one ends a worker
-        signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler of the parent's would not run while a read hangs
+        if hasattr(signal, "sigwaitinfo"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            threading.Thread(target=_heed_parent, daemon=True).start()
         at_work.begin(self.notes[worker])
         end_with_parent()
+
+
+def _heed_parent() -> None:
+    """End this worker at its parent's SIGTERM alone: a scheduler's goes to all, and the parent saves its step first."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(1)
 
 
 class _HandOver:

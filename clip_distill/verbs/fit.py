@@ -227,5 +227,5 @@ def save_students(module: Training, recipe: Recipe, best: ModelCheckpoint, out: 
         say(f"{folder}: {count_parameters(tower) / 1e6:.2f}M parameters{score}")
     where = ["--store", recipe.store, *(word for tower in students for word in (f"--{tower}_student", out))]
     data = [shown.command("evaluate", "--data", recipe.data, *where)] if recipe.data else []
-    say("next:", *(f"  {line}" for line in [*data, shown.command("export", *where, "--out", out / "exported")]))
+    say(*(f"next: {line}" for line in [*data, shown.command("export", *where, "--out", out / "exported")]))
     return Run(out, students, recall)
