@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from clip_distill.store.manifest import StoreError
 from clip_distill.store.table import ROWS, view_file
 from clip_distill.system.errors import Error
-from clip_distill.system.files import cache_folder, not_written
-from clip_distill.system.remote import Location, load_json, save_json, sync_folder
+from clip_distill.system.files import cache_folder, not_written, sync
+from clip_distill.system.remote import Location, load_json, save_json
 from clip_distill.tokens.ragged import Ragged
 
 RECORD = "shard.json"
@@ -70,7 +70,7 @@ def write_shard(folder: Location, name: str, shard: Shard, dtype: str, rank: int
             aside.mkdir()
             _write_files(folder, name, aside, shard, dtype)
             aside.rename(folder / name)
-            sync_folder(folder)
+            sync(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)  # is gone unless something failed
 

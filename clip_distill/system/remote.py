@@ -8,7 +8,6 @@ Writing uploads a shard's files one by one, its `shard.json` last, so a shard wi
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from functools import cached_property
 from pathlib import Path
@@ -117,18 +116,8 @@ def save_json(path: Location, value: Any) -> None:
     """Replace a JSON file in one step, safe from a power cut once this returns."""
     if isinstance(path, Path):
         write_json(path, value)
-        sync_folder(path.parent)
     else:
         path.write_bytes((json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's list of names to the disk: a rename alone may not survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def local_copy(path: Location, digest: str) -> Path:
